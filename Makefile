@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target sets up what it needs; all run as root on Debian 12 with nothing installed by hand.
+PY := .venv/bin/python
+SEEDS ?= 2000
+
+.PHONY: setup demo test lint types unit packet sim lab bench clean
+
+setup:
+	@./tools/setup.sh
+
+demo: setup
+	@$(PY) -m tools.demo
+
+test: setup
+	@./tools/test.sh
+
+lint: setup
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+types: setup
+	$(PY) -m mypy
+
+unit: setup
+	$(PY) -m pytest -q -n 2 tests/unit
+
+packet: setup
+	$(PY) -m pytest -q tests/packet
+
+sim: setup
+	$(PY) -m tests.sim --seeds $(SEEDS)
+
+lab: setup
+	$(PY) -m pytest -q netns-lab/scenarios
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
