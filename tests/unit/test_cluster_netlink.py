@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Netlink requests against the real kernel, in a namespace pair."""
+
+import errno
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lb import netlink
+from tests.unit.cluster_namespaces import pair
+
+CODE = """
+import json, time
+from ipaddress import ip_address, ip_interface
+from lb.netlink import Address, Link, Monitor, Neighbour, Netlink, NetlinkError
+
+with Netlink() as kernel:
+    wire = next(link for link in kernel.links() if link.name == "wire")
+    monitor = Monitor(links=True, addresses=True, neighbours=True)
+    four, six = ip_interface("10.9.0.100/32"), ip_interface("fd09::100/128")
+    seen = {"up": wire.up, "mac": len(wire.mac)}
+    seen["added"] = [kernel.add_address(wire.index, vip) for vip in (four, six, four)]
+    held = [str(a.interface) for a in kernel.addresses() if a.index == wire.index]
+    seen["held"] = [str(vip) in held for vip in (four, six)]
+    for target in ("10.9.0.2", "fd09::2"):
+        kernel.solicit(wire.index, ip_address(target))
+    deadline = time.monotonic() + 5
+    usable = set()
+    while len(usable) < 2 and time.monotonic() < deadline:
+        usable = {str(n.address) for n in kernel.neighbours() if n.usable} & {"10.9.0.2", "fd09::2"}
+        time.sleep(0.01)
+    seen["usable"] = sorted(usable)
+    route = kernel.route_to(ip_address("10.9.0.2"))
+    seen["route"] = [route.index == wire.index, route.gateway, str(route.source)]
+    # The source of the gateway's own traffic stays its own address.
+    seen["source6"] = str(kernel.route_to(ip_address("fd09::2")).source)
+    try:
+        kernel.route_to(ip_address("192.0.2.1"))
+    except NetlinkError as error:
+        seen["unreachable"] = error.errno
+    seen["deleted"] = [kernel.delete_address(wire.index, vip) for vip in (four, six, six)]
+    changes = monitor.read()
+    kinds = {(type(change.object).__name__, change.gone) for change in changes}
+    seen["changes"] = sorted(f"{kind}{'-' if gone else '+'}" for kind, gone in kinds)
+    print(json.dumps(seen))
+"""
+
+
+def test_requests_and_notifications() -> None:
+    with pair() as hosts:
+        seen = json.loads(hosts.python(hosts.left, CODE))
+    assert seen == {
+        "up": True,
+        "mac": 6,
+        "added": [True, True, False],
+        "held": [True, True],
+        "usable": ["10.9.0.2", "fd09::2"],
+        "route": [True, None, "10.9.0.1"],
+        "source6": "fd09::1",
+        "unreachable": errno.ENETUNREACH,
+        "deleted": [True, True, False],
+        "changes": ["Address+", "Address-", "Neighbour+"],
+    }
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_the_reader_of_notifications_fail(data: bytes) -> None:
+    for kind, _, body in netlink._messages(data):
+        assert kind >= 0
+        assert all(len(value) <= len(body) for _, value in netlink._attributes(body))
