@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: RUF009  (described() returns a dataclass field)
+"""What the cluster serves: VIPs, services, backends and policies, as plain immutable values.
+
+This file is the one definition of the declarative cluster file. `lb.schema` validates files against these classes (in
+a short-lived child: the daemon never loads the validator), `docs/configuration.md` is generated from them, and every
+part of the daemon, the API and the cluster passes them around. A value of these types has been validated; code that
+receives one need not check it again.
+
+Only the standard library is used, apart from `annotated_types` for the limits.
+"""
+
+import hashlib
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgpack
+from annotated_types import Ge, Le, Len, Predicate
+
+SERVICE_COUNT_MAX = 4095
+BACKEND_COUNT_MAX = 65534
+BACKENDS_PER_SERVICE_MAX = 4096
+VIP_COUNT_MAX = 4096
+ROUTED_COUNT_MAX = 256
+ANY_PORT = 0
+WEIGHT_MAX = 65535
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+Forward = Literal["dsr", "tunnel", "nat", "local"]
+Scheduler = Literal["maglev", "rr", "wlc", "source"]
+Protocol = Literal["tcp", "udp"]
+Replicate = Literal["established", "all", "none"]
+DeathPolicy = Literal["reset", "rechoose"]
+HealthKind = Literal["tcp", "http", "https", "udp", "dns", "icmp", "script"]
+RebalanceMode = Literal["off", "count", "load"]
+
+
+def is_name(text: str) -> bool:
+    """A name that needs no quoting in a shell, a URL or a metric label."""
+    return 0 < len(text) <= 64 and text[0].isalnum() and all(c.isascii() and (c.isalnum() or c in "-_.") for c in text)
+
+
+def is_address(text: str) -> bool:
+    try:
+        return not ipaddress.ip_address(text).is_unspecified
+    except ValueError:
+        return False
+
+
+def is_interface_address(text: str) -> bool:
+    try:
+        ipaddress.ip_interface(text)
+    except ValueError:
+        return False
+    return "/" in text
+
+
+def is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
+
+
+Name = Annotated[str, Predicate(is_name)]
+Address = Annotated[str, Predicate(is_address)]
+InterfaceAddress = Annotated[str, Predicate(is_interface_address)]
+Network = Annotated[str, Predicate(is_network)]
+Port = Annotated[int, Ge(0), Le(65535)]
+Identity = Annotated[int, Ge(0), Le(65534)]
+
+# What a failed predicate is called in an error message.
+ALLOWED_TEXT: Mapping[Any, str] = MappingProxyType(
+    {
+        is_name: "1 to 64 letters, digits, '-', '_' or '.', starting with a letter or digit",
+        is_address: "an IPv4 or IPv6 address without prefix length",
+        is_interface_address: "an IPv4 or IPv6 address with prefix length, such as 10.0.1.100/24",
+        is_network: "an IPv4 or IPv6 network without host bits, such as 10.0.2.0/24",
+    }
+)
+
+
+def described(
+    description: str, /, *, default: Any = ..., key: str = "", internal: bool = False, factory: Any = None
+) -> Any:
+    """A dataclass field with its text for the documentation.
+
+    `key` is its name in the file where that differs (tables of arrays are singular in TOML). An `internal` field is
+    the daemon's own bookkeeping: it is stored and sent with the rest, and refused in a file written by an operator.
+    """
+    metadata = {"description": description, "key": key, "internal": internal}
+    if factory is not None:
+        return field(default_factory=factory, metadata=metadata)
+    if default is ...:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Strict:
+    """Mixed into every class of a file: the validator refuses keys that are not fields."""
+
+    __slots__ = ()
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012  (read by the validator, never written)
+
+
+@dataclass(frozen=True, slots=True)
+class Vip(Strict):
+    """`[[vip]]`: an address that belongs to the cluster and is held by one gateway at a time."""
+
+    address: InterfaceAddress = described("The address and its prefix length on the segment, such as `10.0.1.100/24`.")
+    segment: Name = described("The segment (see `[[interface]]` in the node file) it lives on.")
+    prefer: tuple[Name, ...] = described("Gateways that should hold it, best first, when they can.", default=())
+    pin: str = described("The only gateway that may hold it; empty: any.", default="")
+    sticky: bool = described("Stays where it is as long as that gateway lives, whatever the load.", default=False)
+
+    @property
+    def ip(self) -> IpAddress:
+        return ipaddress.ip_interface(self.address).ip
+
+    @property
+    def host(self) -> str:
+        """The address without prefix length: how services, commands and the API name this VIP."""
+        return str(self.ip)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck(Strict):
+    """`[service.health]`: how the gateways find out whether a backend serves."""
+
+    kind: HealthKind = described("What is tried.")
+    interval_ms: Annotated[int, Ge(50), Le(3_600_000)] = described("Time between two tries.", default=2000)
+    timeout_ms: Annotated[int, Ge(10), Le(600_000)] = described(
+        "A try without answer after this time has failed.", default=1000
+    )
+    rise: Annotated[int, Ge(1), Le(100)] = described("Successes in a row that make a dead backend alive.", default=2)
+    fall: Annotated[int, Ge(1), Le(100)] = described("Failures in a row that make a live backend dead.", default=3)
+    port: Port = described("The port tried; 0: the backend's own.", default=0)
+    path: str = described("`http`, `https`: the path requested.", default="/")
+    host: str = described("`http`, `https`: the Host header; empty: the service's address.", default="")
+    tls_name: str = described("`https`: the name expected in the certificate; empty: not verified.", default="")
+    status: tuple[Annotated[int, Ge(100), Le(599)], ...] = described(
+        "`http`, `https`: status codes that mean alive; empty: 200 to 399.", default=()
+    )
+    body: str = described("`http`, `https`, `udp`: text the answer must contain.", default="")
+    send: str = described("`udp`: text sent; `dns`: the name asked for.", default="")
+    command: tuple[str, ...] = described(
+        "`script`: program and arguments; exit code 0 means alive. Address and port are appended.", default=()
+    )
+    slow_start_s: Annotated[int, Ge(0), Le(3600)] = described(
+        "A backend that comes back reaches its full weight over this time.", default=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Backend(Strict):
+    """`[[service.backend]]`: a server behind a service."""
+
+    name: Name = described("Its name, unique within the service.")
+    address: Address = described(
+        "Its address (for `dsr`: on a segment of the gateways; for `tunnel`: where the tunnel ends)."
+    )
+    port: Port = described("Its port; 0: the service's. Only `nat` can translate ports.", default=0)
+    weight: Annotated[int, Ge(0), Le(WEIGHT_MAX)] = described(
+        "Its share of new connections relative to the others; 0: no new ones, existing ones stay.", default=1
+    )
+    connections_max: Annotated[int, Ge(0), Le(0xFFFF_FFFF)] = described(
+        "Above this many connections new ones go to the next choice; 0: no limit.", default=0
+    )
+    drain: bool = described("No new connections; existing ones stay.", default=False)
+    id: Identity = described(
+        "Its identity cluster-wide, assigned when the configuration is applied.", default=0, internal=True
+    )
+
+    @property
+    def ip(self) -> IpAddress:
+        return ipaddress.ip_address(self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class Service(Strict):
+    """`[[service]]`: what clients connect to, and how it is spread over backends."""
+
+    name: Name = described("Its name, unique in the cluster.")
+    address: Address = described("The VIP clients connect to.")
+    protocol: Protocol = described("`tcp` or `udp`.")
+    forward: Forward = described(
+        "`dsr`: the backend owns the VIP and answers the client directly; `tunnel`: the same behind routers, through "
+        "IP-in-IP; "
+        "`nat`: addresses are translated both ways; `local`: the gateways themselves serve it."
+    )
+    port: Port = described(
+        'The port clients connect to; `"any"` for all that no other service takes.', default=ANY_PORT
+    )
+    scheduler: Scheduler = described(
+        "`maglev`: consistent hash of the connection; `rr`: round robin; `wlc`: weighted least connections; "
+        "`source`: consistent hash of the client's address.",
+        default="maglev",
+    )
+    persistence_s: Annotated[int, Ge(0), Le(86_400)] = described(
+        "A client keeps its backend for this time after its last new connection; 0: off.", default=0
+    )
+    replicate: Replicate = described(
+        "Which connections the other gateways learn: `established` (TCP after the handshake, UDP from the second "
+        "packet), "
+        "`all` or `none`.",
+        default="established",
+    )
+    on_backend_death: DeathPolicy = described(
+        "TCP connections of a dead backend: `reset` tells the client at once, `rechoose` sends them to another "
+        "backend. "
+        "UDP is always re-chosen.",
+        default="reset",
+    )
+    health: HealthCheck | None = described("How backends are checked; absent: they are taken as alive.", default=None)
+    backends: Annotated[tuple[Backend, ...], Len(0, BACKENDS_PER_SERVICE_MAX)] = described(
+        "Its backends.", default=(), key="backend"
+    )
+    id: Identity = described(
+        "Its identity cluster-wide, assigned when the configuration is applied.", default=0, internal=True
+    )
+
+    @property
+    def ip(self) -> IpAddress:
+        return ipaddress.ip_address(self.address)
+
+    def backend(self, name: str) -> Backend | None:
+        return next((backend for backend in self.backends if backend.name == name), None)
+
+    def port_of(self, backend: Backend) -> int:
+        """The port `backend` is reached at; ANY_PORT where the service takes any."""
+        return backend.port or self.port
+
+
+@dataclass(frozen=True, slots=True)
+class Routed(Strict):
+    """`[[routed]]`: traffic that passes through the gateways and must take the same one in both directions."""
+
+    name: Name = described("Its name, unique in the cluster.")
+    networks: Annotated[tuple[Network, ...], Len(1, 64)] = described(
+        "Traffic to or from these networks is spread over the gateways, both directions of a connection through the "
+        "same one."
+    )
+    replicate: Replicate = described("Which connections the other gateways learn.", default="established")
+    id: Identity = described(
+        "Its identity cluster-wide, assigned when the configuration is applied.", default=0, internal=True
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Policy(Strict):
+    """`[policy]`: when VIPs move without anybody having failed."""
+
+    rebalance: RebalanceMode = described(
+        "Move VIPs to even out their number per gateway, or the load, or not at all.", default="off"
+    )
+    failback: bool = described("A preferred gateway that returns takes its VIPs back.", default=False)
+    hysteresis_percent: Annotated[int, Ge(0), Le(1000)] = described(
+        "Move for load only when the gateways differ by more than this.", default=25
+    )
+    hold_after_move_s: Annotated[int, Ge(0), Le(86_400)] = described(
+        "A VIP that has moved stays at least this long unless its gateway fails.", default=60
+    )
+
+
+Seconds = Annotated[int, Ge(1), Le(864_000)]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts(Strict):
+    """`[timeouts]`: how long a silent connection is remembered, by state. Defaults: Linux conntrack's."""
+
+    tcp_half_open_s: Seconds = described("The handshake is not complete.", default=60)
+    tcp_established_s: Seconds = described("Established.", default=432_000)
+    tcp_closing_s: Seconds = described("A FIN was seen.", default=120)
+    tcp_closed_s: Seconds = described("Both FINs or a RST were seen.", default=10)
+    udp_new_s: Seconds = described("One packet seen.", default=30)
+    udp_stream_s: Seconds = described("More than one packet seen.", default=120)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig(Strict):
+    """Everything cluster-wide that an operator decides. The same value, by version, on every gateway."""
+
+    vips: Annotated[tuple[Vip, ...], Len(0, VIP_COUNT_MAX)] = described(
+        "Addresses of the cluster.", default=(), key="vip"
+    )
+    services: Annotated[tuple[Service, ...], Len(0, SERVICE_COUNT_MAX)] = described(
+        "Services behind them.", default=(), key="service"
+    )
+    routed: Annotated[tuple[Routed, ...], Len(0, ROUTED_COUNT_MAX)] = described(
+        "Traffic routed through the gateways.", default=()
+    )
+    policy: Policy = described("When VIPs move.", factory=Policy)
+    timeouts: Timeouts = described("How long silent connections are remembered.", factory=Timeouts)
+    version: Annotated[int, Ge(0)] = described("Counts applied configurations; 0: none yet.", default=0, internal=True)
+    next_service_id: Annotated[int, Ge(1)] = described(
+        "Where the search for a free service id starts.", default=1, internal=True
+    )
+    next_backend_id: Annotated[int, Ge(1)] = described(
+        "Where the search for a free backend id starts.", default=1, internal=True
+    )
+
+    def service(self, name: str) -> Service | None:
+        return next((service for service in self.services if service.name == name), None)
+
+    def vip(self, host: str) -> Vip | None:
+        """The VIP with the address `host` (without prefix length)."""
+        return next((vip for vip in self.vips if vip.host == host), None)
+
+
+EMPTY = ClusterConfig()
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """The value as dicts, lists and scalars (keys are the field names), fit for msgpack and JSON."""
+    if is_dataclass(value):
+        return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(kind: type[T], plain: Any) -> T:
+    """The inverse of `to_plain` for a value that was validated before it was stored or sent.
+
+    Fields that are absent take their defaults and unknown ones are ignored, so that neighbouring versions of the
+    daemon can exchange configurations. Raises ValueError when the structure is not that of `kind`.
+    """
+    return _rebuild(kind, plain)  # type: ignore[no-any-return]
+
+
+def _rebuild(kind: Any, plain: Any) -> Any:
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _rebuild(get_args(kind)[0], plain)
+    if origin is tuple:
+        if not isinstance(plain, (list, tuple)):
+            raise ValueError(f"expected a list, got {type(plain).__name__}")
+        return tuple(_rebuild(get_args(kind)[0], item) for item in plain)
+    if is_dataclass(kind):
+        return _rebuild_dataclass(kind, plain)
+    members = get_args(kind)
+    dataclass_member = next((member for member in members if is_dataclass(member)), None)
+    if dataclass_member is not None:
+        return None if plain is None else _rebuild(dataclass_member, plain)
+    return plain
+
+
+def _rebuild_dataclass(kind: Any, plain: Any) -> Any:
+    if not isinstance(plain, dict):
+        raise ValueError(f"expected the fields of {kind.__name__}, got {type(plain).__name__}")
+    hints = _hints(kind)
+    try:
+        return kind(**{name: _rebuild(hint, plain[name]) for name, hint in hints.items() if name in plain})
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__}: {error}") from None
+
+
+_hints_by_class: dict[Any, dict[str, Any]] = {}
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    hints = _hints_by_class.get(kind)
+    if hints is None:
+        known = get_type_hints(kind, include_extras=True)
+        hints = _hints_by_class[kind] = {item.name: known[item.name] for item in fields(kind)}
+    return hints
+
+
+def pack(config: ClusterConfig) -> bytes:
+    """Canonical bytes of a configuration: the same on every gateway for the same value."""
+    return msgpack.packb(to_plain(config))  # type: ignore[no-any-return]
+
+
+def unpack(data: bytes) -> ClusterConfig:
+    """Raises ValueError for bytes that are not a packed configuration."""
+    try:
+        return from_plain(ClusterConfig, msgpack.unpackb(data))
+    except (msgpack.UnpackException, msgpack.FormatError, TypeError) as error:
+        raise ValueError(f"not a packed configuration: {error}") from None
+
+
+def digest(config: ClusterConfig) -> str:
+    """Short fingerprint of the whole value, version and identities included."""
+    return hashlib.blake2b(pack(config), digest_size=8).hexdigest()
