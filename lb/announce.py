@@ -123,16 +123,19 @@ def claim_filter(addresses: Iterable[IPv4Address | IPv6Address]) -> bytes:
 
 
 class Segment:
-    """One Ethernet interface seen through a packet socket: sends announcements, reads claims."""
+    """One Ethernet interface seen through a packet socket: sends announcements, reads claims.
 
-    def __init__(self, interface: str, mac: bytes) -> None:
+    `mac` is the address announced; by default the interface's own.
+    """
+
+    def __init__(self, interface: str, mac: bytes | None = None) -> None:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self.interface = interface
-        self.mac = mac
         self.unsent = 0
         # Protocol 0 receives nothing until there is a filter to watch with.
         self._socket = socket.socket(socket.AF_PACKET, kind, 0)
         self._socket.bind((interface, 0))
+        self.mac: bytes = mac or self._socket.getsockname()[4]
 
     def close(self) -> None:
         """Give the socket back."""
