@@ -114,7 +114,9 @@ class Vip(Strict):
     address: InterfaceAddress = described("The address and its prefix length on the segment, such as `10.0.1.100/24`.")
     segment: Name = described("The segment (see `[[interface]]` in the node file) it lives on.")
     prefer: tuple[Name, ...] = described("Gateways that should hold it, best first, when they can.", default=())
-    pin: str = described("The only gateway that may hold it; empty: any.", default="")
+    pin: str = described(
+        "Held by this gateway whenever it can, by another one when it cannot; empty: anywhere.", default=""
+    )
     sticky: bool = described("Stays where it is as long as that gateway lives, whatever the load.", default=False)
 
     @property
@@ -323,6 +325,8 @@ def to_plain(value: Any) -> Any:
         return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
     return value
 
 
@@ -343,6 +347,10 @@ def _rebuild(kind: Any, plain: Any) -> Any:
         if not isinstance(plain, (list, tuple)):
             raise ValueError(f"expected a list, got {type(plain).__name__}")
         return tuple(_rebuild(get_args(kind)[0], item) for item in plain)
+    if origin is dict:
+        if not isinstance(plain, dict):
+            raise ValueError(f"expected a table, got {type(plain).__name__}")
+        return {key: _rebuild(get_args(kind)[1], item) for key, item in plain.items()}
     if is_dataclass(kind):
         return _rebuild_dataclass(kind, plain)
     members = get_args(kind)

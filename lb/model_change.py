@@ -163,7 +163,7 @@ def summary(item: Any) -> str:
         return f"{item.address} on {item.segment}"
     if isinstance(item, Service):
         port = item.port or "any"
-        return f"{item.protocol} {item.address} port {port}, {item.forward}, {len(item.backends)} backends"
+        return f"{item.protocol} {item.address} port {port}, {item.forward}, {item.scheduler}"
     if isinstance(item, Backend):
         drained = ", drained" if item.drain else ""
         return f"{item.address} port {item.port or 'as the service'}, weight {item.weight}{drained}"
