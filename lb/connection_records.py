@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connection records as they travel between gateways: pure functions over numpy arrays, never over single records.
+
+A message is an 8-byte header and records of `ebpf.layout.RECORD`. Times are each gateway's own (CLOCK_MONOTONIC is not
+comparable), so a receiver stamps what it takes in. Ids are cluster-wide, so a record means the same everywhere.
+"""
+
+import struct
+
+import numpy as np
+import numpy.typing as npt
+
+from ebpf.layout import CONNECTION, FLOW_KEY, LAYOUT_VERSION, RECORD, RecordKind, Replicate, State
+
+Records = npt.NDArray[np.void]
+Keys = npt.NDArray[np.void]
+Values = npt.NDArray[np.void]
+Hashes = npt.NDArray[np.uint64]
+
+_HEADER = struct.Struct("<2sHI")
+_MAGIC = b"CR"
+HEADER_BYTES = _HEADER.size
+DIGEST_BUCKETS = 256
+_LIVE_STATES = (State.ESTABLISHED, State.UDP)
+# Odd 64-bit constants with well spread bits (the golden ratio's and splitmix64's).
+_MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93, 0xFF51AFD7ED558CCD)
+
+
+class RecordsError(ValueError):
+    """A peer's message is not what it should be."""
+
+
+def pack_records(records: Records) -> bytearray:
+    """One message with these records (any stride)."""
+    message = bytearray(HEADER_BYTES + len(records) * RECORD.itemsize)
+    _HEADER.pack_into(message, 0, _MAGIC, LAYOUT_VERSION, len(records))
+    np.frombuffer(message, RECORD, len(records), HEADER_BYTES)[:] = records
+    return message
+
+
+def unpack_records(message: bytes | bytearray | memoryview) -> Records:
+    """The records of a message, read-only and without a copy. Raises RecordsError with what is wrong."""
+    if len(message) < HEADER_BYTES:
+        raise RecordsError(f"connection records: {len(message)} bytes are too few for a header")
+    magic, version, count = _HEADER.unpack_from(message)
+    if magic != _MAGIC:
+        raise RecordsError("connection records: not a message of this kind")
+    if version != LAYOUT_VERSION:
+        raise RecordsError(
+            f"connection records: layout {version}, this gateway has {LAYOUT_VERSION}: upgrade the older gateway"
+        )
+    if len(message) != HEADER_BYTES + count * RECORD.itemsize:
+        raise RecordsError(f"connection records: {count} records announced in {len(message)} bytes")
+    return np.frombuffer(message, RECORD, count, HEADER_BYTES)
+
+
+def to_send(records: Records, node: int) -> Records:
+    """Those of the drained records that peers are to learn: this node's, of services that replicate."""
+    wanted = (records["replicate"] != Replicate.NONE) & (records["node"] == node)
+    return records if wanted.all() else records[wanted]
+
+
+def well_formed(records: Records) -> npt.NDArray[np.bool_]:
+    """Which records may be written into the map: known kind and state, with owner and target."""
+    value = records["value"]
+    good: npt.NDArray[np.bool_] = (records["kind"] >= RecordKind.OPENED) & (records["kind"] <= RecordKind.MOVED)
+    good &= (value["state"] >= State.SYN) & (value["state"] <= State.RESET)
+    good &= (value["owner"] != 0) & (value["service"] != 0)
+    return good
+
+
+def to_entries(records: Records, now_s: int) -> tuple[Keys, Values]:
+    """Keys and values for the map, contiguous, padding zeroed, stamped with this gateway's time."""
+    keys = np.empty(len(records), FLOW_KEY)
+    values = np.empty(len(records), CONNECTION)
+    keys[:], values[:] = records["key"], records["value"]
+    # Keys are compared as bytes: padding that is not zero would make an entry nobody finds.
+    keys["pad"] = 0
+    values["pad"] = 0
+    values["last_seen_s"] = now_s
+    values["opened_s"] = now_s
+    return keys, values
+
+
+def from_entries(keys: Keys, values: Values, node: int) -> Records:
+    """Records that tell a peer of entries this gateway has."""
+    records = np.zeros(len(keys), RECORD)
+    records["key"], records["value"] = keys, values
+    records["kind"], records["node"], records["replicate"] = RecordKind.OPENED, node, Replicate.ALL
+    return records
+
+
+def live(values: Values) -> npt.NDArray[np.bool_]:
+    """Entries of connections that are established and not closing."""
+    state = values["state"]
+    return (state == _LIVE_STATES[0]) | (state == _LIVE_STATES[1])
+
+
+def hash_keys(keys: Keys) -> Hashes:
+    """A 64-bit hash of each key; equal on every gateway. Not for adversaries: it only compares tables."""
+    words = np.ascontiguousarray(keys).view(np.uint64).reshape(len(keys), FLOW_KEY.itemsize // 8)
+    hashes = np.zeros(len(keys), np.uint64)
+    for column, multiplier in enumerate(_MULTIPLIERS):
+        hashes ^= words[:, column]
+        hashes *= np.uint64(multiplier)
+        hashes ^= hashes >> np.uint64(32)
+    return hashes
+
+
+def hash_entries(keys: Keys, values: Values) -> Hashes:
+    """As `hash_keys`, with what must agree of the value: target, owner and service."""
+    packed = values["target"].astype(np.uint64) << np.uint64(32)
+    packed |= values["service"].astype(np.uint64) << np.uint64(8)
+    packed |= values["owner"].astype(np.uint64)
+    hashes = hash_keys(keys) ^ packed
+    hashes *= np.uint64(_MULTIPLIERS[1])
+    hashes ^= hashes >> np.uint64(29)
+    return hashes
+
+
+class Digest:
+    """An order-independent fingerprint of a set of entries, in buckets so that a difference can be narrowed down.
+
+    Adding entries is commutative: two gateways that hold the same entries have the same digest.
+    """
+
+    def __init__(self) -> None:
+        self.buckets = np.zeros(DIGEST_BUCKETS, np.uint64)
+        self.count = 0
+
+    def add(self, keys: Keys, values: Values) -> None:
+        """Take in entries, each once."""
+        hashes = hash_entries(keys, values)
+        np.add.at(self.buckets, bucket_of(hash_keys(keys)), hashes)
+        self.count += len(keys)
+
+    def pack(self) -> bytes:
+        """Fixed-size bytes."""
+        return struct.pack("<Q", self.count) + self.buckets.astype("<u8").tobytes()
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview) -> "Digest":
+        """The inverse of `pack`. Raises RecordsError."""
+        if len(data) != 8 + 8 * DIGEST_BUCKETS:
+            raise RecordsError(f"connection digest: {len(data)} bytes")
+        digest = cls()
+        digest.count = struct.unpack_from("<Q", data)[0]
+        digest.buckets = np.frombuffer(data, "<u8", DIGEST_BUCKETS, 8).astype(np.uint64)
+        return digest
+
+    def differing(self, other: "Digest") -> npt.NDArray[np.intp]:
+        """Numbers of the buckets that do not agree."""
+        return np.flatnonzero(self.buckets != other.buckets)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Digest) and self.count == other.count and not len(self.differing(other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def bucket_of(key_hashes: Hashes) -> npt.NDArray[np.intp]:
+    """The digest bucket of each key."""
+    return (key_hashes >> np.uint64(56)).astype(np.intp)
