@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network-namespace laboratory: topologies, faults and links that lose or delay."""
+"""The namespace lab: networks of clients, switches, gateways and backends on one machine, seen from outside only."""

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong in a lab, on demand: processes, links, lost and late frames, partitions; and putting it right.
+
+Links are cut, frames lost and delayed at the switch's end of the cable, so that a node sees what a bad switch or cable
+would show it, in front of its own XDP program.
+"""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from netlab import build, namespaces, state
+from netlab.lab import Lab, eventually
+from netlab.namespaces import Process
+from netlab.state import LabError
+from netlab.topology import Interface
+
+LOSS_SCALE = 10_000
+TABLE_PREFIX = "fault_"
+PROCESS_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "cont": signal.SIGCONT}
+
+Port = tuple[Interface, str, str]
+
+
+def ports_of(lab: Lab, node: str, interfaces: Sequence[str] = ()) -> list[Port]:
+    """(interface, switch, port) of the node's cables, all of them or those of the named interfaces or segments."""
+    lab.namespace(node)
+    every = list(lab.topology.ports(lab.topology.node(node)))
+    if not interfaces:
+        return every
+    chosen = [port for port in every if port[0].name in interfaces or port[0].segment.name in interfaces]
+    if not chosen:
+        has = ", ".join(f"{interface.name} ({interface.segment.name})" for interface, _, _ in every)
+        raise LabError(f"{node} has no interface {' or '.join(interfaces)}; it has {has}")
+    return chosen
+
+
+def remember(lab: Lab, text: str) -> None:
+    with state.changing(lab.name) as record:
+        record.faults.append(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# processes
+
+
+def signal_daemon(lab: Lab, node: str, fault: str) -> None:
+    """kill, stop (as hung as a process can be) or continue the daemon of a gateway."""
+    process = lab.daemon(node)
+    if not process.signal(PROCESS_SIGNALS[fault]):
+        raise LabError(f"the daemon of {node} is not running")
+    if fault == "kill":
+        eventually(lambda: not process.alive(), what=f"daemon of {node} is gone")
+    if fault != "cont":
+        remember(lab, f"{fault} {node}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# links
+
+
+def set_links(lab: Lab, node: str, up: bool, interfaces: Sequence[str] = ()) -> None:
+    """Cut or mend the node's cables, all in one step: with every cable cut the host is as good as dead."""
+    by_switch: dict[str, list[str]] = {}
+    for _, switch, port in ports_of(lab, node, interfaces):
+        by_switch.setdefault(switch, []).append(port)
+    for switch, names in by_switch.items():
+        lab.inside(switch, _set_state, names, "up" if up else "down")
+    if not up:
+        remember(lab, f"link-down {node} {' '.join(interfaces)}".strip())
+
+
+def _set_state(names: Iterable[str], wanted: str) -> None:
+    with IPRoute() as ip:
+        for name in names:
+            ip.link("set", index=socket.if_nametoindex(name), state=wanted)
+
+
+def set_mtu(lab: Lab, node: str, mtu: int, interfaces: Sequence[str] = ()) -> None:
+    """Change what fits through a node's interfaces; `heal` gives back the topology's value."""
+    chosen = [interface for interface, _, _ in ports_of(lab, node, interfaces)]
+    lab.inside(node, _set_mtu, [(interface.name, mtu) for interface in chosen])
+    remember(lab, f"mtu {node} {mtu} {' '.join(interfaces)}".strip())
+
+
+def _set_mtu(values: Iterable[tuple[str, int]]) -> None:
+    with IPRoute() as ip:
+        for name, mtu in values:
+            ip.link("set", index=socket.if_nametoindex(name), mtu=mtu)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# frames
+
+
+def set_loss(lab: Lab, node: str, percent: float, interfaces: Sequence[str] = ()) -> None:
+    """Lose this share of the frames of each direction, independently of each other."""
+    if not 0 <= percent <= 100:
+        raise LabError(f"loss of {percent} percent: allowed are 0 to 100")
+    for _, switch, port in ports_of(lab, node, interfaces):
+        _replace_table(lab, switch, f"{TABLE_PREFIX}loss_{port}", loss_chains(port, percent) if percent else ())
+    remember(lab, f"loss {node} {percent:g} {' '.join(interfaces)}".strip())
+
+
+def loss_chains(port: str, percent: float) -> Iterator[str]:
+    below = round(percent / 100 * LOSS_SCALE)
+    for hook in ("ingress", "egress"):
+        yield f'chain {hook} {{ type filter hook {hook} device "{port}" priority 0; policy accept;'
+        yield f"numgen random mod {LOSS_SCALE} < {below} counter drop"
+        yield "}"
+
+
+def partition(lab: Lab, nodes: Sequence[str], *, one_way: bool = False, segments: Sequence[str] = ()) -> None:
+    """Part the named gateways from the other ones, on all segments or some; clients and backends still see both sides.
+
+    `one_way`: what the named ones send is lost, what the others send arrives.
+    """
+    rest = [gateway.name for gateway in lab.gateways if gateway.name not in nodes]
+    directions = [(nodes, rest)] if one_way else [(nodes, rest), (rest, nodes)]
+    for senders, receivers in directions:
+        macs = [
+            build.mac_address(sender, interface.name)
+            for sender in senders
+            for interface, _, _ in ports_of(lab, sender, segments)
+        ]
+        for receiver in receivers:
+            for _, switch, port in ports_of(lab, receiver, segments):
+                _replace_table(lab, switch, f"{TABLE_PREFIX}part_{port}", partition_chain(port, macs))
+    remember(lab, f"partition {' '.join(nodes)}{' one-way' if one_way else ''} {' '.join(segments)}".strip())
+
+
+def partition_chain(port: str, macs: Sequence[str]) -> Iterator[str]:
+    yield f'chain egress {{ type filter hook egress device "{port}" priority 0; policy accept;'
+    yield f"ether saddr {{ {', '.join(macs)} }} counter drop"
+    yield "}"
+
+
+def _replace_table(lab: Lab, switch: str, name: str, chains: Iterable[str]) -> None:
+    table = name.replace("-", "_")
+    body = list(chains)
+    text = [f"table netdev {table}", f"delete table netdev {table}"]
+    if body:
+        text += [f"table netdev {table} {{", *body, "}"]
+    _nft(lab, switch, "\n".join(text) + "\n")
+
+
+def _nft(lab: Lab, switch: str, text: str) -> None:
+    def load() -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(["nft", "-f", "-"], input=text, text=True, capture_output=True)
+
+    done = lab.inside(switch, load)
+    if done.returncode != 0:
+        raise LabError(f"nft refused on {switch}: {done.stderr.strip()}\n{text}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# late frames: a forwarder between the cable and the bridge
+
+
+def set_delay(lab: Lab, node: str, delay_ms: float, interfaces: Sequence[str] = ()) -> None:
+    """Hold every frame of each direction for this time; 0 takes the delay away."""
+    for interface, switch, port in ports_of(lab, node, interfaces):
+        _remove_delay(lab, switch, interface, port)
+        if delay_ms > 0:
+            _insert_delay(lab, switch, interface, port, delay_ms)
+    remember(lab, f"delay {node} {delay_ms:g} ms {' '.join(interfaces)}".strip())
+
+
+def _delay_key(switch: str, port: str) -> str:
+    return f"{switch}/delay-{port}"
+
+
+def _insert_delay(lab: Lab, switch: str, interface: Interface, port: str, delay_ms: float) -> None:
+    lab.inside(switch, _splice, port, interface.segment.name)
+    command = [sys.executable, "-m", "netlab.delay_link", port, _near(port), str(delay_ms)]
+    process = lab.start_in_switch(_delay_key(switch, port), switch, command)
+    eventually(lambda: _forwards(process), 5.0, f"forwarder on {port} runs")
+
+
+def _forwards(process: Process) -> bool:
+    """The forwarder has opened both of its packet sockets (they are its only ones)."""
+    if not process.alive():
+        raise LabError("the forwarder ended at once")
+    links = [entry.readlink().name for entry in Path(f"/proc/{process.pid}/fd").iterdir()]
+    return sum(link.startswith("socket:") for link in links) == 2
+
+
+def _near(port: str) -> str:
+    return f"{port}.d"
+
+
+def _far(port: str) -> str:
+    return f"{port}.b"
+
+
+def _splice(port: str, bridge: str) -> None:
+    with IPRoute() as ip:
+        ip.link("add", ifname=_near(port), kind="veth", peer={"ifname": _far(port)}, mtu=build.SWITCH_MTU)
+        ip.link("set", index=socket.if_nametoindex(_far(port)), mtu=build.SWITCH_MTU)
+        ip.link("set", index=socket.if_nametoindex(port), master=0)
+        ip.link("set", index=socket.if_nametoindex(_near(port)), state="up")
+        ip.link("set", index=socket.if_nametoindex(_far(port)), master=socket.if_nametoindex(bridge), state="up")
+
+
+def _unsplice(port: str, bridge: str) -> None:
+    with IPRoute() as ip:
+        ip.link("del", index=socket.if_nametoindex(_near(port)))
+        ip.link("set", index=socket.if_nametoindex(port), master=socket.if_nametoindex(bridge))
+
+
+def _remove_delay(lab: Lab, switch: str, interface: Interface, port: str) -> None:
+    key = _delay_key(switch, port)
+    with state.changing(lab.name) as record:
+        process = record.processes.pop(key, None)
+    if process is None:
+        return
+    namespaces.end([process])
+    lab.forget(key)
+    lab.inside(switch, _unsplice, port, interface.segment.name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def heal(lab: Lab, nodes: Sequence[str] = ()) -> None:
+    """Undo every fault of links and frames (of these nodes, or all) and continue stopped daemons.
+
+    A killed daemon is not started again: that is `start`. A partition always heals as a whole.
+    """
+    chosen = list(nodes) or [node.name for node in lab.topology.nodes]
+    for name in chosen:
+        node = lab.topology.node(name)
+        for interface, switch, port in ports_of(lab, name):
+            _remove_delay(lab, switch, interface, port)
+            _replace_table(lab, switch, f"{TABLE_PREFIX}loss_{port}", ())
+        set_links(lab, name, up=True)
+        lab.inside(name, _set_mtu, [(interface.name, interface.effective_mtu) for interface in node.interfaces])
+        if node.role == "gateway" and f"{name}/lbd" in state.load(lab.name).processes:
+            lab.daemon(name).signal(signal.SIGCONT)
+    for gateway in lab.gateways:
+        for _, switch, port in ports_of(lab, gateway.name):
+            _replace_table(lab, switch, f"{TABLE_PREFIX}part_{port}", ())
+    with state.changing(lab.name) as record:
+        record.faults = [fault for fault in record.faults if nodes and not set(nodes) & set(fault.split())]

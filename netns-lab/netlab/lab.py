@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One lab: bring it up, run things in it, look at it, take it down. For the command, the scenarios and the demo."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from netlab import build, gateway_files, namespaces, services, state
+from netlab.gateway_files import Scalar
+from netlab.namespaces import Process
+from netlab.state import LabError
+from netlab.topology import HTTP_PORT, PUSH_PORT, TOPOLOGIES, Node, Topology
+
+Result = TypeVar("Result")
+
+# What makes a lab and hands it out: the fixture of the scenarios.
+LabMaker = Callable[..., "Lab"]
+
+READY_S = 30.0
+POLL_S = 0.02
+
+
+def eventually(check: Callable[[], Result], seconds: float = READY_S, what: str = "") -> Result:
+    """Poll until `check` returns something true; its value. AssertionError with the last answer after `seconds`."""
+    deadline = time.monotonic() + seconds
+    last: object = None
+    while True:
+        try:
+            value = check()
+            if value:
+                return value
+            last = value
+        except (AssertionError, LookupError, OSError, ValueError, subprocess.CalledProcessError) as error:
+            last = error
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what or check}; last: {last!r}")
+        time.sleep(POLL_S)
+
+
+@contextmanager
+def interruptions_held() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the block is done: netlink conversations and forks are not to be cut in half."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Lab:
+    """A lab that is up. Make one with `Lab.up` or `Lab.open`; nothing is held open between calls."""
+
+    def __init__(self, name: str, topology: Topology, directory: Path) -> None:
+        self.name = name
+        self.topology = topology
+        self.directory = directory
+        # Children of this very process are waited for, so that they do not stay behind as zombies.
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def up(
+        cls,
+        name: str,
+        topology: str | Topology | None = None,
+        *,
+        daemons: bool = True,
+        ring_options: dict[str, Scalar] | None = None,
+    ) -> "Lab":
+        """Build the network and start what runs in it. Whatever fails or interrupts it, nothing is left behind."""
+        plan = topology if isinstance(topology, Topology) else known_topology(topology or name)
+        directory = state.begin(name, plan.name)
+        lab = cls(name, plan, directory)
+        try:
+            gateway_files.write_all(name, plan, directory, ring_options)
+            services.make_content(directory, "1m", 1 << 20)
+            with interruptions_held():
+                build.make_network(name, plan)
+            lab._start_services()
+            if daemons:
+                lab.start_gateways()
+        except BaseException:
+            lab.down()
+            raise
+        return lab
+
+    @classmethod
+    def open(cls, name: str) -> "Lab":
+        record = state.load(name)
+        return cls(name, known_topology(record.topology), state.directory_of(name))
+
+    def down(self) -> None:
+        # Ending the processes and reaping our own children among them have to go together.
+        for child in self._children.values():
+            child.terminate()
+        state.clean_up(self.name)
+        for child in self._children.values():
+            child.wait()
+        self._children.clear()
+
+    def _start_services(self) -> None:
+        for key, (node, command) in services.commands(self.directory, self.topology).items():
+            self.start(key, node, command)
+        for node in self.topology.of_role("backend"):
+            for port in (HTTP_PORT, PUSH_PORT):
+                eventually(partial(self._listens, node, port), what=f"{node.name} listens on port {port}")
+
+    def _listens(self, node: Node, port: int) -> bool:
+        address = node.address(node.interfaces[0].segment.name, 4)
+
+        def connect() -> bool:
+            with socket.create_connection((address, port), timeout=1):
+                return True
+
+        return self.inside(node.name, connect)
+
+    # -- processes ------------------------------------------------------------------------------------------------
+
+    def namespace(self, node: str) -> str:
+        if node not in self.topology.switches:
+            try:
+                self.topology.node(node)
+            except KeyError as error:
+                raise LabError(str(error.args[0])) from None
+        return namespaces.full_name(self.name, node)
+
+    def start(self, key: str, node: Node, command: Sequence[str]) -> Process:
+        """Start a program in a node as "node/service", its output in log/node-service.log; recorded for `down`."""
+        return self._launch(key, node.name, command, services.gateway_environment(self.directory, node.name))
+
+    def start_in_switch(self, key: str, switch: str, command: Sequence[str]) -> Process:
+        return self._launch(key, switch, command, services.environment())
+
+    def _launch(self, key: str, node: str, command: Sequence[str], environment: dict[str, str]) -> Process:
+        log = self.directory / "log" / f"{key.replace('/', '-')}.log"
+        with state.changing(self.name) as record:
+            child = namespaces.spawn(self.namespace(node), command, log=log, environment=environment)
+            process = Process.of(child.pid)
+            if process is None:
+                raise LabError(f"{key} ended at once: {' '.join(command)}; see {log}")
+            record.processes[key] = process
+        self._reap(key)
+        self._children[key] = child
+        return process
+
+    def _reap(self, key: str) -> None:
+        child = self._children.pop(key, None)
+        if child is not None and child.poll() is None:
+            self._children[f"{key}#{child.pid}"] = child
+
+    def forget(self, key: str) -> None:
+        """Reap a child that was ended."""
+        if key in self._children:
+            self._children.pop(key).wait()
+
+    def process(self, key: str) -> Process:
+        record = state.load(self.name)
+        if key not in record.processes:
+            raise LabError(f"nothing called {key} was started in lab {self.name}")
+        return record.processes[key]
+
+    def stop(self, key: str) -> None:
+        """SIGTERM, wait, SIGKILL if it must be; no error if it is not running."""
+        namespaces.end([self.process(key)], grace_s=10.0)
+        self.forget(key)
+
+    def inside(self, node: str, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """Call a function in a thread that is in the node's network namespace."""
+        return namespaces.run_inside(self.namespace(node), function, *args, **kwargs)
+
+    def run(
+        self, node: str, command: Sequence[str], *, check: bool = True, timeout: float = 60.0
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a command in a node to its end; CalledProcessError, with what it said, if it fails and `check` is set."""
+        environment = {**services.environment()}
+        if node not in self.topology.switches:
+            environment = services.gateway_environment(self.directory, node)
+
+        def execute() -> "subprocess.CompletedProcess[str]":
+            return subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout, env={**_base_environment(), **environment}
+            )
+
+        done = self.inside(node, execute)
+        if check and done.returncode != 0:
+            raise LabCommandError(node, command, done)
+        return done
+
+    def json(self, node: str, command: Sequence[str], *, timeout: float = 60.0) -> Any:
+        """Run a command that prints JSON; what it printed."""
+        return json.loads(self.run(node, command, timeout=timeout).stdout)
+
+    @contextmanager
+    def traffic(self, program: str, *arguments: str | int | float, node: str = "client") -> Iterator["Traffic"]:
+        """Run a program of netlab.traffic while the block runs; its report is there afterwards."""
+        run = Traffic(self, node, program, [str(argument) for argument in arguments])
+        try:
+            yield run
+            run.finish()
+        finally:
+            run.abort()
+
+    def measure(self, program: str, *arguments: str | int | float, node: str = "client", timeout: float = 60.0) -> Any:
+        """Run a program of netlab.traffic to its end; its report."""
+        return self.json(node, Traffic.command(program, [str(argument) for argument in arguments]), timeout=timeout)
+
+    # -- gateways -------------------------------------------------------------------------------------------------
+
+    @property
+    def gateways(self) -> list[Node]:
+        return self.topology.of_role("gateway")
+
+    def start_gateways(self) -> None:
+        """Start every daemon, wait until each answers, then hand the services to the first."""
+        for node in self.gateways:
+            self.start_daemon(node.name, wait=False)
+        for node in self.gateways:
+            self.wait_ready(node.name)
+        self.lbctl(self.gateways[0].name, "apply", "-f", str(self.directory / "cluster.toml"), "--yes")
+
+    def start_daemon(self, node: str, *, wait: bool = True) -> Process:
+        host = self.topology.node(node)
+        process = self.start(f"{node}/lbd", host, services.daemon_command(self.directory, host))
+        if wait:
+            self.wait_ready(node)
+        return process
+
+    def daemon(self, node: str) -> Process:
+        return self.process(f"{node}/lbd")
+
+    def wait_ready(self, node: str, seconds: float = READY_S) -> None:
+        path = self.directory / node / "run" / "api.sock"
+        process = self.daemon(node)
+
+        def answers() -> bool:
+            if not process.alive():
+                return True
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(1)
+                probe.connect(str(path))
+                probe.sendall(b"GET /v1/status HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")
+                return b" 200 " in probe.recv(64)
+
+        eventually(answers, seconds, f"daemon of {node} answers on {path}")
+        if not process.alive():
+            log = self.directory / "log" / f"{node}-lbd.log"
+            raise LabError(f"the daemon of {node} ended at its start:\n{tail(log)}")
+
+    def lbctl(self, node: str, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        return self.run(node, ["lbctl", *arguments], check=check)
+
+    def ask(self, node: str, *arguments: str) -> Any:
+        """`lbctl … --json` on a gateway."""
+        return json.loads(self.lbctl(node, *arguments, "--json").stdout)
+
+
+class Traffic:
+    """A traffic program under way; `report` once it has been finished."""
+
+    def __init__(self, lab: Lab, node: str, program: str, arguments: list[str]) -> None:
+        self.program = program
+        self.report: dict[str, Any] = {}
+        self._finished = False
+        self._child = lab.inside(node, self._start, program, arguments)
+
+    @staticmethod
+    def command(program: str, arguments: Sequence[str]) -> list[str]:
+        return [sys.executable, "-m", f"netlab.traffic.{program}", *arguments]
+
+    def _start(self, program: str, arguments: list[str]) -> "subprocess.Popen[str]":
+        environment = {**_base_environment(), **services.environment()}
+        return subprocess.Popen(
+            self.command(program, arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def finish(self, timeout: float = 60.0) -> dict[str, Any]:
+        """Stop it and take its report."""
+        if not self._finished:
+            if self._child.poll() is None:
+                self._child.terminate()
+            self._take(timeout)
+        return self.report
+
+    def wait(self, timeout: float = 120.0) -> dict[str, Any]:
+        """Let it come to its own end and take its report."""
+        if not self._finished:
+            self._take(timeout)
+        return self.report
+
+    def _take(self, timeout: float) -> None:
+        output, errors = self._child.communicate(timeout=timeout)
+        self._finished = True
+        if self._child.returncode != 0:
+            raise RuntimeError(f"{self.program} failed with code {self._child.returncode}:\n{errors[-2000:]}")
+        self.report = json.loads(output)
+
+    def abort(self) -> None:
+        if self._child.poll() is None:
+            self._child.kill()
+            self._child.communicate()
+
+
+class LabCommandError(subprocess.CalledProcessError):
+    """A command in a node failed; unlike its base it shows what the command said."""
+
+    def __init__(self, node: str, command: Sequence[str], done: "subprocess.CompletedProcess[str]") -> None:
+        super().__init__(done.returncode, list(command), done.stdout, done.stderr)
+        self.node = node
+
+    def __str__(self) -> str:
+        said = (self.stderr or self.stdout or "").strip()
+        return f"{self.node}: {' '.join(self.cmd)} failed with code {self.returncode}: {said[-2000:]}"
+
+
+def _base_environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+
+
+def known_topology(name: str) -> Topology:
+    try:
+        return TOPOLOGIES[name]
+    except KeyError:
+        raise LabError(f"no topology {name}; there are: {', '.join(TOPOLOGIES)}") from None
+
+
+def tail(path: Path, lines: int = 20) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return f"({path} does not exist)"

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labs for the scenarios: one per topology and test module, with a name of this test run's own."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from netlab import faults
+from netlab.lab import Lab, LabMaker, tail
+
+
+@pytest.fixture(scope="module")
+def make_lab() -> Iterator[LabMaker]:
+    """Builds labs that are taken down when the module is done, whatever happened in it."""
+    made: list[Lab] = []
+
+    def make(topology: str, **options: Any) -> Lab:
+        lab = Lab.up(f"t{os.getpid()}-{len(made)}", topology, **options)
+        made.append(lab)
+        return lab
+
+    yield make
+    for lab in made:
+        lab.down()
+
+
+@pytest.fixture
+def healing() -> Iterator[list[Lab]]:
+    """A list of labs whose faults are undone after the test."""
+    labs: list[Lab] = []
+    yield labs
+    for lab in labs:
+        faults.heal(lab)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: "pytest.CallInfo[None]") -> Any:
+    """A failed scenario shows the end of every daemon's log."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Lab):
+                for path in sorted(Path(value.directory, "log").glob("*-lbd.log")):
+                    report.sections.append((str(path.name), tail(path, 30)))
