@@ -25,7 +25,6 @@ class Fault:
 def check_cluster(config: ClusterConfig) -> list[Fault]:
     faults = list(_repeated("vip", [vip.host for vip in config.vips], "address", "every address once"))
     faults += _repeated("service", [service.name for service in config.services], "name", "every name once")
-    faults += _repeated("routed", [routed.name for routed in config.routed], "name", "every name once")
     endpoints = [_endpoint(service) for service in config.services]
     faults += _repeated("service", endpoints, "port", "every address, protocol and port once")
     for index, vip in enumerate(config.vips):

@@ -21,10 +21,9 @@ import msgpack
 from annotated_types import Ge, Le, Len, Predicate
 
 SERVICE_COUNT_MAX = 4095
-BACKEND_COUNT_MAX = 65534
+BACKEND_COUNT_MAX = 16383
 BACKENDS_PER_SERVICE_MAX = 4096
 VIP_COUNT_MAX = 4096
-ROUTED_COUNT_MAX = 256
 ANY_PORT = 0
 WEIGHT_MAX = 65535
 
@@ -58,20 +57,11 @@ def is_interface_address(text: str) -> bool:
     return "/" in text
 
 
-def is_network(text: str) -> bool:
-    try:
-        ipaddress.ip_network(text)
-    except ValueError:
-        return False
-    return True
-
-
 Name = Annotated[str, Predicate(is_name)]
 Address = Annotated[str, Predicate(is_address)]
 InterfaceAddress = Annotated[str, Predicate(is_interface_address)]
-Network = Annotated[str, Predicate(is_network)]
 Port = Annotated[int, Ge(0), Le(65535)]
-Identity = Annotated[int, Ge(0), Le(65534)]
+Identity = Annotated[int, Ge(0), Le(16383)]
 
 # What a failed predicate is called in an error message.
 ALLOWED_TEXT: Mapping[Any, str] = MappingProxyType(
@@ -79,7 +69,6 @@ ALLOWED_TEXT: Mapping[Any, str] = MappingProxyType(
         is_name: "1 to 64 letters, digits, '-', '_' or '.', starting with a letter or digit",
         is_address: "an IPv4 or IPv6 address without prefix length",
         is_interface_address: "an IPv4 or IPv6 address with prefix length, such as 10.0.1.100/24",
-        is_network: "an IPv4 or IPv6 network without host bits, such as 10.0.2.0/24",
     }
 )
 
@@ -239,17 +228,13 @@ class Service(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Routed(Strict):
-    """`[[routed]]`: traffic that passes through the gateways and must take the same one in both directions."""
+    """`[routed]`: traffic that passes through the gateways takes the same one in both directions.
 
-    name: Name = described("Its name, unique in the cluster.")
-    networks: Annotated[tuple[Network, ...], Len(1, 64)] = described(
-        "Traffic to or from these networks is spread over the gateways, both directions of a connection through the "
-        "same one."
-    )
+    The table's presence turns it on. Connections are spread over the gateways by both endpoints' addresses and ports.
+    """
+
     replicate: Replicate = described("Which connections the other gateways learn.", default="established")
-    id: Identity = described(
-        "Its identity cluster-wide, assigned when the configuration is applied.", default=0, internal=True
-    )
+    id: Identity = described("Its identity cluster-wide.", default=0, internal=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,11 +278,10 @@ class ClusterConfig(Strict):
     services: Annotated[tuple[Service, ...], Len(0, SERVICE_COUNT_MAX)] = described(
         "Services behind them.", default=(), key="service"
     )
-    routed: Annotated[tuple[Routed, ...], Len(0, ROUTED_COUNT_MAX)] = described(
-        "Traffic routed through the gateways.", default=()
-    )
+    routed: Routed | None = described("Traffic routed through the gateways; absent: left to the kernel.", default=None)
     policy: Policy = described("When VIPs move.", factory=Policy)
     timeouts: Timeouts = described("How long silent connections are remembered.", factory=Timeouts)
+    hash_seed: str = described("Keeps clients from choosing their backend; assigned once.", default="", internal=True)
     version: Annotated[int, Ge(0)] = described("Counts applied configurations; 0: none yet.", default=0, internal=True)
     next_service_id: Annotated[int, Ge(1)] = described(
         "Where the search for a free service id starts.", default=1, internal=True

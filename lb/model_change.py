@@ -6,6 +6,7 @@ record may live. They are therefore part of the configuration, assigned once whe
 became free is used again only after all others were.
 """
 
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -23,6 +24,10 @@ from lb.model import (
 ChangeKind = Literal["add", "remove", "change"]
 
 
+def _random_seed() -> str:
+    return secrets.token_hex(16)
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One difference: `path` names the thing (`service[web].backend[b1].weight`), the values are plain."""
@@ -38,16 +43,16 @@ class IdentitiesExhausted(ValueError):
     """More services or backends than the packet engine has identities for."""
 
 
-def succeed(old: ClusterConfig, new: ClusterConfig) -> ClusterConfig:
+def succeed(old: ClusterConfig, new: ClusterConfig, fresh_seed: Callable[[], str] = _random_seed) -> ClusterConfig:
     """`new` as the successor of `old`: next version, and identities kept for what stays the same.
 
     A service keeps its identity as long as its name, a backend as long as its service, name, address and port:
-    connections go to an address, so a backend that moves to another one is another backend. Raises IdentitiesExhausted.
+    connections go to an address, so a backend that moves to another one is another backend. The hash seed is drawn
+    once in a cluster's life. Raises IdentitiesExhausted.
     """
-    services, next_service_id = _with_service_ids(old, new)
+    services, routed, next_service_id = _with_service_ids(old, new)
     known = {_backend_key(s, b): b.id for s in old.services for b in s.backends}
-    reserved = set(known.values())
-    take = _taker(reserved, old.next_backend_id, BACKEND_COUNT_MAX, "backends")
+    take = _Taker(set(known.values()), old.next_backend_id, BACKEND_COUNT_MAX, "backends")
     placed = tuple(
         replace(s, backends=tuple(replace(b, id=known.get(_backend_key(s, b)) or take()) for b in s.backends))
         for s in services
@@ -55,32 +60,30 @@ def succeed(old: ClusterConfig, new: ClusterConfig) -> ClusterConfig:
     return replace(
         new,
         services=placed,
-        routed=tuple(replace(r, id=i) for r, i in zip(new.routed, _routed_ids(old, new), strict=True)),
+        routed=routed,
+        hash_seed=old.hash_seed or fresh_seed(),
         version=old.version + 1,
         next_service_id=next_service_id,
         next_backend_id=take.next_id,
     )
 
 
-def _with_service_ids(old: ClusterConfig, new: ClusterConfig) -> tuple[tuple[Service, ...], int]:
+def _with_service_ids(old: ClusterConfig, new: ClusterConfig) -> tuple[tuple[Service, ...], Routed | None, int]:
     known = {service.name: service.id for service in old.services}
-    take = _taker(set(known.values()) | {r.id for r in old.routed}, old.next_service_id, SERVICE_COUNT_MAX, "services")
+    used = set(known.values()) | ({old.routed.id} if old.routed else set())
+    take = _Taker(used, old.next_service_id, SERVICE_COUNT_MAX, "services")
     services = tuple(replace(service, id=known.get(service.name) or take()) for service in new.services)
-    return services, take.next_id
-
-
-def _routed_ids(old: ClusterConfig, new: ClusterConfig) -> Iterator[int]:
-    known = {routed.name: routed.id for routed in old.routed}
-    take = _taker(set(known.values()), 1, len(new.routed) + len(known), "routed networks")
-    for routed in new.routed:
-        yield known.get(routed.name) or take()
+    routed = new.routed
+    if routed is not None:
+        routed = replace(routed, id=old.routed.id if old.routed else take())
+    return services, routed, take.next_id
 
 
 def _backend_key(service: Service, backend: Backend) -> tuple[str, str, str, int]:
     return service.name, backend.name, backend.address, service.port_of(backend)
 
 
-class _taker:
+class _Taker:
     """Hands out identities 1..`highest` round robin, leaving out those in use before the change.
 
     Those just freed count as in use: records about them may still be on their way.
@@ -106,10 +109,14 @@ def diff(old: ClusterConfig, new: ClusterConfig) -> list[Change]:
     changes: list[Change] = []
     changes += _diff_tables("vip", old.vips, new.vips, lambda vip: vip.host, ())
     changes += _diff_services(old.services, new.services)
-    changes += _diff_tables("routed", old.routed, new.routed, lambda routed: routed.name, ())
+    changes += _diff_tables("routed", _as_table(old.routed), _as_table(new.routed), lambda _: "all", ())
     changes += _diff_fields("policy", old.policy, new.policy, ())
     changes += _diff_fields("timeouts", old.timeouts, new.timeouts, ())
     return changes
+
+
+def _as_table(routed: Routed | None) -> tuple[Routed, ...]:
+    return () if routed is None else (routed,)
 
 
 def _diff_services(old: tuple[Service, ...], new: tuple[Service, ...]) -> Iterator[Change]:
@@ -168,7 +175,7 @@ def summary(item: Any) -> str:
         drained = ", drained" if item.drain else ""
         return f"{item.address} port {item.port or 'as the service'}, weight {item.weight}{drained}"
     if isinstance(item, Routed):
-        return ", ".join(item.networks)
+        return f"all connections, replicate {item.replicate}"
     return ", ".join(
         f"{part.name}={getattr(item, part.name)}" for part in fields(item) if getattr(item, part.name) != part.default
     )

@@ -54,6 +54,12 @@ def test_freed_identity_is_used_again_only_after_all_others(monkeypatch: pytest.
     assert seen == [1, 2, 3, 4, 1, 2]
 
 
+def test_hash_seed_is_drawn_once() -> None:
+    first = succeed(EMPTY, config(), lambda: "aa")
+    assert succeed(first, config(web(B1)), lambda: "bb").hash_seed == "aa" == first.hash_seed
+    assert len(succeed(EMPTY, config()).hash_seed) == 32
+
+
 def test_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_change, "BACKEND_COUNT_MAX", 2)
     with pytest.raises(IdentitiesExhausted, match="at most 2"):
@@ -100,7 +106,7 @@ DIFFERENCES = [
     (config(web(B1)), config(web(replace(B1, weight=3, drain=True))), ["~ service[web].backend[b1].weight: 1 → 3", "~ service[web].backend[b1].drain: False → True"]),
     (config(web(B1)), config(web(B1, port=81)), ["~ service[web].port: 80 → 81"]),
     (config(), replace(config(), policy=Policy(failback=True)), ["~ policy.failback: False → True"]),
-    (config(), replace(config(), routed=(Routed("all", ("10.0.2.0/24",)),)), ["+ routed[all] 10.0.2.0/24"]),
+    (config(), replace(config(), routed=Routed()), ["+ routed[all] all connections, replicate established"]),
 ]  # fmt: skip
 
 
