@@ -93,7 +93,9 @@ def from_entries(keys: Keys, values: Values, node: int) -> Records:
 def live(values: Values) -> npt.NDArray[np.bool_]:
     """Entries of connections that are established and not closing."""
     state = values["state"]
-    return (state == _LIVE_STATES[0]) | (state == _LIVE_STATES[1])
+    established: npt.NDArray[np.bool_] = state == _LIVE_STATES[0]
+    established |= state == _LIVE_STATES[1]
+    return established
 
 
 def hash_keys(keys: Keys) -> Hashes:
