@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from netlab.topology import FAMILIES, RING_PORT, Node, Segment, Service, Topology, Vip
+from netlab.topology import RING_PORT, Node, Service, Topology, Vip
 
 # Generic XDP works on every veth, whatever hangs on its other end.
 XDP_MODE = "generic"
@@ -77,17 +77,14 @@ def _service_tables(service: Service) -> Iterator[str]:
         )
 
 
-def _routed_table(inside: Segment) -> Iterator[str]:
-    yield from _table("[[routed]]", name="through", networks=[inside.network(family) for family in FAMILIES])
-
-
 def cluster_file(topology: Topology) -> str:
     """The declarative file for `lbctl apply -f`: VIPs, services and backends."""
     lines = [f"# What the gateways of topology {topology.name} serve"]
     for vip in topology.vips:
         lines += _vip_table(vip)
     if topology.ring_segments:
-        lines += _routed_table(topology.segment("inside"))
+        # Also what merely passes through takes the same gateway in both directions.
+        lines += _table("[routed]")
     for service in topology.services:
         lines += _service_tables(service)
     return "\n".join(lines) + "\n"

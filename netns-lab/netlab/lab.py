@@ -86,6 +86,7 @@ class Lab:
             services.make_content(directory, "1m", 1 << 20)
             with interruptions_held():
                 build.make_network(name, plan)
+            lab._give_tunnels()
             lab._start_services()
             if daemons:
                 lab.start_gateways()
@@ -107,6 +108,20 @@ class Lab:
         for child in self._children.values():
             child.wait()
         self._children.clear()
+
+    def _give_tunnels(self) -> None:
+        ends = [
+            f"{self.namespace(node.name)}:{interface.name}"
+            for node in self.topology.nodes
+            if node.decapsulates
+            for interface in node.interfaces
+        ]
+        if ends:
+            environment = {**_base_environment(), **services.environment()}
+            command = [sys.executable, "-m", "netlab.decapsulate", *ends]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if done.returncode != 0:
+                raise LabError(f"the backends' tunnel ends could not be made:\n{done.stderr[-2000:]}")
 
     def _start_services(self) -> None:
         for key, (node, command) in services.commands(self.directory, self.topology).items():

@@ -336,3 +336,32 @@ def test_down_ends_what_was_started_by_hand(lab_name: str) -> None:
     assert not process.alive()
     child.wait()
     assert leftovers(lab_name) == []
+
+
+@pytest.fixture(scope="module")
+def tunnel(make_lab: LabMaker) -> Lab:
+    lab: Lab = make_lab("tunnel", daemons=False)
+    return lab
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(4, 4), (6, 6), (4, 6), (6, 4)])
+def test_backends_unwrap_tunnels_of_every_kind(tunnel: Lab, inner: int, outer: int) -> None:
+    """A SYN for the VIP, wrapped by hand, is answered by the backend straight to the client."""
+    script = f"""
+from scapy.all import Ether, IP, IPv6, TCP, AsyncSniffer, getmacbyip, getmacbyip6, sendp
+from netlab.topology import TOPOLOGIES
+topology = TOPOLOGIES["tunnel"]
+def layer(family, to):
+    return (IP if family == 4 else IPv6)(src=topology.node("client").address("outside", family), dst=to)
+packet = layer({outer}, topology.node("b2").address("inside", {outer})) / layer({inner}, topology.vip({inner}))
+packet /= TCP(sport=40{inner}{outer}, dport=80, flags="S")
+find = getmacbyip if {outer} == 4 else getmacbyip6
+router = find(topology.node("r1").address("outside", {outer}))
+sniffer = AsyncSniffer(iface="eth0", count=1, lfilter=lambda p: TCP in p and p[TCP].dport == 40{inner}{outer},
+                       started_callback=lambda: sendp(Ether(dst=router) / packet, iface="eth0", verbose=0))
+sniffer.start()
+sniffer.join(timeout=5)
+answer = sniffer.results[0]
+assert str(answer[TCP].flags) == "SA" and answer[IP if {inner} == 4 else IPv6].src == topology.vip({inner})
+"""
+    tunnel.run("client", [sys.executable, "-c", script])
