@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 SEEDS ?= 2000
 
-.PHONY: setup demo test lint types unit packet sim lab bench clean
+.PHONY: setup demo test lint types unit packet sim lab bench fuzz clean
 
 setup:
 	@./tools/setup.sh
@@ -31,6 +31,10 @@ sim: setup
 
 lab: setup
 	$(PY) -m pytest -q netns-lab/scenarios
+
+fuzz: setup
+	$(PY) -m tests.fuzz.configuration --count 100000
+	$(PY) -m tests.fuzz.datagrams --count 1000000
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
