@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ring's transport: atomic acknowledged unicast over datagrams, sans I/O. See `transport.py`."""
+
+from sync.transport.effects import (
+    Arrived,
+    Backlogged,
+    Counters,
+    Delivered,
+    Effect,
+    Path,
+    PeerConfig,
+    Randomness,
+    Reason,
+    Transmit,
+    TransportConfig,
+    Undelivered,
+)
+from sync.transport.keys import Key, KeyRing
+from sync.transport.transport import Transport
+from sync.transport.wire import DATAGRAM_MIN, MESSAGE_LENGTH_MAX
+
+__all__ = [
+    "DATAGRAM_MIN",
+    "MESSAGE_LENGTH_MAX",
+    "Arrived",
+    "Backlogged",
+    "Counters",
+    "Delivered",
+    "Effect",
+    "Key",
+    "KeyRing",
+    "Path",
+    "PeerConfig",
+    "Randomness",
+    "Reason",
+    "Transmit",
+    "Transport",
+    "TransportConfig",
+    "Undelivered",
+]
