@@ -126,7 +126,7 @@ class RecordReceiver:
     """Writes peers' records into this gateway's connection map, in the order in which they came.
 
     `on_shed` is called (on the event loop) when a message was lost to this gateway and its table needs repair;
-    `on_written(keys)` sees the keys of every batch, on whichever thread wrote it.
+    `on_writing(keys)`, while set, sees the keys of every batch before it is written, on the worker's thread.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class RecordReceiver:
         self._queued_bytes = 0
         self._running: Future[None] | None = None
         self.counts = ReceiveCounts()
-        self.on_written: Callable[[np.ndarray], None] | None = None
+        self.on_writing: Callable[[np.ndarray], None] | None = None
 
     @property
     def queued_bytes(self) -> int:
@@ -154,7 +154,8 @@ class RecordReceiver:
 
     def receive(self, message: Payload) -> None:
         """Take one message of a peer."""
-        if self._running is None and len(message) <= INLINE_RECORDS_MAX * 64:
+        idle = self._running is None and self.on_writing is None
+        if idle and len(message) <= INLINE_RECORDS_MAX * 64:
             self.write([message])
             return
         if self._queued_bytes + len(message) > APPLY_QUEUE_BYTES_MAX:
@@ -195,11 +196,11 @@ class RecordReceiver:
                 self.counts.malformed += len(records) - int(good.sum())
                 records = records[good]
             keys, values = to_entries(records, now_s)
+            if self.on_writing is not None:
+                self.on_writing(keys)
             try:
                 self.counts.written += self._connections.update(keys, values)
             except OSError:
                 self.counts.failed_writes += len(keys)
                 continue
             self.counts.messages += 1
-            if self.on_written is not None:
-                self.on_written(keys)
