@@ -7,9 +7,10 @@ more keys than listed (a newer lbd with an older API process); requests may not.
 Units are last in the names. Times of day are Unix seconds (float); durations name their unit.
 """
 
+import ipaddress
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 ROW_LIMIT_MAX = 10_000
 TOP_LIMIT_MAX = 1_000
@@ -19,7 +20,23 @@ CAPTURE_PACKETS_MAX = 1_000_000
 CAPTURE_SECONDS_MAX = 3_600
 
 Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH_MAX, pattern=r"^[^\x00-\x1f\x7f/]+$")]
-AddressText = Annotated[str, Field(min_length=2, max_length=64, pattern=r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$")]
+
+
+def _is_address(text: str) -> str:
+    return str(ipaddress.ip_address(text))
+
+
+def _is_network(text: str) -> str:
+    return str(ipaddress.ip_network(text, strict=False))
+
+
+_IP_SCHEMA = [{"type": "string", "format": "ipv4"}, {"type": "string", "format": "ipv6"}]
+AddressText = Annotated[str, AfterValidator(_is_address), WithJsonSchema({"anyOf": _IP_SCHEMA})]
+NetworkText = Annotated[
+    str,
+    AfterValidator(_is_network),
+    WithJsonSchema({"anyOf": _IP_SCHEMA, "description": "an address, or a network as address/length"}),
+]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Protocol = Literal["tcp", "udp"]
 Role = Literal["read", "operate", "configure"]
@@ -164,9 +181,9 @@ class Connection(Answer):
     backend: str | None
     target_id: int
     owner: str | None = Field(description="node whose connection it is")
-    origin: str | None = Field(None, description="node that recorded it")
     state: str
-    idle_s: float
+    idle_s: int
+    age_s: int
 
 
 class ConnectionPage(Answer):
@@ -189,9 +206,11 @@ class ConnectionTop(Answer):
 
 class Counter(Answer):
     reason: str
+    kind: str = Field(description="pass, sent, drop (normal in small numbers), alarm (look into it) or note")
     meaning: str
     alarming: bool
     packets: int
+    bytes: int
     packets_per_s: float | None = None
 
 
@@ -207,8 +226,8 @@ class Event(Answer):
 
 
 class Change(Answer):
-    action: Literal["add", "remove", "change"]
-    path: str = Field(examples=["service.web.backend.b1.weight"])
+    kind: Literal["add", "remove", "change"]
+    path: str = Field(examples=["service[web].backend[b1].weight"])
     before: object | None = None
     after: object | None = None
     text: str
@@ -245,6 +264,49 @@ class Check(Answer):
 class Doctor(Answer):
     ok: bool
     checks: list[Check]
+
+
+class Query(BaseModel):
+    """Query parameters: text on the wire, so numbers are parsed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+ConnectionState = Literal["syn", "udp_once", "established", "udp", "fin_client", "fin_server", "closing", "reset"]
+ConnectionField = Literal[
+    "protocol", "source", "source_port", "destination", "destination_port", "service", "backend", "owner", "state"
+]
+
+
+class ConnectionFilter(Query):
+    """All given conditions must hold."""
+
+    protocol: Protocol | None = None
+    source: NetworkText | None = None
+    source_port: Port | None = None
+    destination: NetworkText | None = None
+    destination_port: Port | None = None
+    service: Name | None = None
+    backend: Name | None = Field(None, description="name within its service")
+    owner: Name | None = Field(None, description="node name")
+    state: ConnectionState | None = None
+    idle_min_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    idle_max_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class ConnectionQuery(ConnectionFilter):
+    limit: Annotated[int, Field(ge=1, le=ROW_LIMIT_MAX)] = 100
+    cursor: Annotated[str, Field(max_length=128, pattern=r"^[0-9a-f]+(\.[0-9]+)?$")] | None = None
+
+
+class TopQuery(ConnectionFilter):
+    by: str = Field("source", description="fields to group by, separated by commas", max_length=256)
+    limit: Annotated[int, Field(ge=1, le=TOP_LIMIT_MAX)] = 10
+
+
+class EventQuery(Query):
+    after: Annotated[int, Field(ge=0, le=1 << 62)] = Field(0, description="only events with a greater id")
+    limit: Annotated[int, Field(ge=1, le=ROW_LIMIT_MAX)] = 100
 
 
 class WeightRequest(Request):
@@ -292,6 +354,7 @@ class CaptureRequest(Request):
     address: AddressText | None = Field(None, description="only packets from or to it")
     port: Port | None = None
     reason: Name | None = Field(None, description="only packets with this verdict reason")
+    service: Name | None = Field(None, description="only packets of this service")
 
 
 class DetachRequest(Request):

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handlers of the calls that read state or change it through lbd."""
+
+import asyncio
+import json
+from typing import Any
+
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from lb.api import inventory
+from lb.api.doctor import examine
+from lb.api.endpoint import Call, media_type
+from lb.api.problems import ApiProblem
+
+
+def answer(document: Any, *, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse(document, headers={"cache-control": "no-store", **(headers or {})})
+
+
+def done(result: Any, message: str) -> Response:
+    """lbd's own words if it has some."""
+    given = result.get("message") if isinstance(result, dict) else None
+    return answer({**(result if isinstance(result, dict) else {}), "message": given or message})
+
+
+async def status(call: Call) -> Response:
+    return answer(await call.gateway.ask("status"))
+
+
+async def nodes(call: Call) -> Response:
+    return answer(await inventory.nodes(call.gateway))
+
+
+async def vips(call: Call) -> Response:
+    return answer(inventory.rows_of(await call.gateway.ask("vips")))
+
+
+async def services(call: Call) -> Response:
+    return answer(await inventory.services(call.gateway))
+
+
+async def backends(call: Call) -> Response:
+    return answer(await inventory.backends(call.gateway))
+
+
+async def counters(call: Call) -> Response:
+    return answer((await call.gateway.sampler.sample()).reasons())
+
+
+async def events(call: Call) -> Response:
+    return answer(inventory.rows_of(await call.gateway.ask("events", after=call.query.after, limit=call.query.limit)))
+
+
+async def connections(call: Call) -> Response:
+    names = await inventory.names(call.gateway)
+    return answer(await asyncio.to_thread(call.gateway.datapath.connections, call.query, names))
+
+
+async def connections_top(call: Call) -> Response:
+    names = await inventory.names(call.gateway)
+    return answer(await asyncio.to_thread(call.gateway.datapath.top, call.query, names))
+
+
+async def doctor(call: Call) -> Response:
+    return answer(await asyncio.to_thread(examine, call.gateway.settings))
+
+
+async def stream(call: Call) -> Response:
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(await call.gateway.hub.watch(), media_type="text/event-stream", headers=headers)
+
+
+def etag(version: int) -> str:
+    return f'"{version}"'
+
+
+def version_of(if_match: str | None) -> int:
+    """The configuration version of an If-Match header. Raises ApiProblem."""
+    if not if_match:
+        raise ApiProblem(
+            "version_required",
+            "a change of the configuration must say which version it was made from",
+            field="If-Match",
+            remedy='send If-Match: "N" with the version GET /v1/config or POST /v1/config/diff gave',
+        )
+    text = if_match.strip().removeprefix("W/").strip('"')
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise ApiProblem("invalid", f"If-Match {if_match!r} is not a quoted version number", field="If-Match")
+    return int(text)
+
+
+def document_params(call: Call) -> dict[str, Any]:
+    kind = "json" if media_type(call.request) == "application/json" else "toml"
+    return {"text": call.body, "format": kind, "source": call.request.headers.get("x-source", "request body")[:256]}
+
+
+async def config(call: Call) -> Response:
+    current = await call.gateway.ask("config.get")
+    tag = etag(current["version"])
+    if call.request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers={"etag": tag})
+    return answer(current, headers={"etag": tag})
+
+
+async def config_diff(call: Call) -> Response:
+    found = await call.gateway.ask("config.diff", **document_params(call))
+    return answer(found, headers={"etag": etag(found["version"])})
+
+
+async def config_put(call: Call) -> Response:
+    version = version_of(call.request.headers.get("if-match"))
+    params = {**document_params(call), "if_version": version}
+    applied = await call.gateway.change(call.identity, "config.apply", **params)
+    return answer(applied, headers={"etag": etag(applied["version"])})
+
+
+async def backend_drain(call: Call) -> Response:
+    result = await call.gateway.change(call.identity, "backend.drain", **call.path)
+    return done(result, "no new connections; existing ones stay")
+
+
+async def backend_undrain(call: Call) -> Response:
+    return done(await call.gateway.change(call.identity, "backend.undrain", **call.path), "takes new connections again")
+
+
+async def backend_weight(call: Call) -> Response:
+    result = await call.gateway.change(call.identity, "backend.weight", **call.path, weight=call.body.weight)
+    return done(result, f"weight is {call.body.weight}")
+
+
+async def vip_move(call: Call) -> Response:
+    result = await call.gateway.change(call.identity, "vip.move", **call.path, node=call.body.node)
+    return done(result, f"moves to {call.body.node}")
+
+
+async def vip_pin(call: Call) -> Response:
+    result = await call.gateway.change(call.identity, "vip.pin", **call.path, node=call.body.node)
+    return done(result, f"pinned to {call.body.node or 'where it is'}")
+
+
+async def vip_unpin(call: Call) -> Response:
+    return done(await call.gateway.change(call.identity, "vip.unpin", **call.path), "no longer pinned")
+
+
+async def vip_prefer(call: Call) -> Response:
+    result = await call.gateway.change(call.identity, "vip.prefer", **call.path, nodes=call.body.nodes)
+    return done(result, f"prefers {', '.join(call.body.nodes) or 'nobody'}")
+
+
+async def node_drain(call: Call) -> Response:
+    result = await call.gateway.change(call.identity, "node.drain", **call.path)
+    return done(result, "gives its VIPs away and takes no new connections")
+
+
+async def node_undrain(call: Call) -> Response:
+    return done(
+        await call.gateway.change(call.identity, "node.undrain", **call.path), "takes VIPs and connections again"
+    )
+
+
+async def detach(call: Call) -> Response:
+    return done(await call.gateway.change(call.identity, "detach"), "the packet path is detached from all interfaces")
+
+
+async def openapi_document(call: Call) -> Response:
+    from lb.api.openapi import document
+
+    return Response(json.dumps(document(), indent=1), media_type="application/json")

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the handlers work with: the way to lbd, the way to the pinned maps, the audit log, the live stream."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from lb.api import inventory
+from lb.api.access import Identity, Token
+from lb.api.audit import AuditLog
+from lb.api.control_client import CHANGE_TIMEOUT_S, READ_TIMEOUT_S, ControlClient
+from lb.api.datapath import DataPath
+from lb.api.hub import Hub, Source
+from lb.api.problems import ApiProblem
+from lb.api.sampler import Sampler
+from lb.api.settings import Settings
+
+
+@dataclass
+class Gateway:
+    """The parts of a running API process."""
+
+    settings: Settings
+    control: ControlClient
+    datapath: DataPath
+    sampler: Sampler
+    audit: AuditLog
+    tokens: list[Token] = field(default_factory=list)
+    hub: Hub = field(init=False)
+    started: float = field(default_factory=time.monotonic)
+
+    async def ask(self, method: str, **params: Any) -> Any:
+        """Read something from lbd. Raises ApiProblem."""
+        return await self.control.call(method, params, timeout_s=READ_TIMEOUT_S)
+
+    async def change(self, identity: Identity, method: str, **params: Any) -> Any:
+        """Have lbd change something; what comes of it is in the audit log before the caller hears it."""
+        begin = time.monotonic()
+        outcome = "done"
+        try:
+            return await self.control.call(method, params, caller=identity.as_caller(), timeout_s=CHANGE_TIMEOUT_S)
+        except ApiProblem as problem:
+            outcome = f"{problem.code}: {problem.message}"
+            raise
+        finally:
+            await self.record(identity, method, params, outcome, (time.monotonic() - begin) * 1000)
+
+    async def record(
+        self, identity: Identity, action: str, params: dict[str, Any], outcome: str, took_ms: float
+    ) -> None:
+        await asyncio.to_thread(self.audit.write, identity, action, params, outcome, took_ms)
+
+
+def hub_of(gateway: Gateway) -> Hub:
+    """The live stream over everything a console shows."""
+
+    async def counters() -> Any:
+        return (await gateway.sampler.sample_or_empty()).reasons()
+
+    async def vips() -> Any:
+        return inventory.rows_of(await gateway.ask("vips"))
+
+    sources: dict[str, Source] = {
+        "status": lambda: gateway.ask("status"),
+        "nodes": lambda: inventory.nodes(gateway),
+        "vips": vips,
+        "services": lambda: inventory.services(gateway),
+        "backends": lambda: inventory.backends(gateway),
+        "counters": counters,
+    }
+    return Hub(gateway.control.events, sources)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers that join what lbd knows (names, states) with what the maps count."""
+
+from typing import TYPE_CHECKING, Any
+
+from lb.api.datapath import Names
+
+if TYPE_CHECKING:
+    from lb.api.gateway import Gateway
+
+
+def rows_of(answer: Any) -> list[dict[str, Any]]:
+    """lbd answers lists of maps; anything else is a fault of a mismatched version and shows as empty."""
+    return [row for row in answer if isinstance(row, dict)] if isinstance(answer, list) else []
+
+
+async def services(gateway: "Gateway") -> list[dict[str, Any]]:
+    """As of shapes.Service."""
+    rows = rows_of(await gateway.ask("services"))
+    sample = await gateway.sampler.sample_or_empty()
+    return [{**row, "traffic": sample.service(row["id"])} for row in rows]
+
+
+async def backends(gateway: "Gateway") -> list[dict[str, Any]]:
+    """As of shapes.Backend."""
+    rows = rows_of(await gateway.ask("backends"))
+    sample = await gateway.sampler.sample_or_empty()
+    return [{**row, "traffic": sample.backend(row["id"])} for row in rows]
+
+
+async def nodes(gateway: "Gateway") -> list[dict[str, Any]]:
+    """As of shapes.Node; this gateway's own load comes from its maps, the others' from what they told the cluster."""
+    rows = rows_of(await gateway.ask("nodes"))
+    total = (await gateway.sampler.sample_or_empty()).total()
+    for row in rows:
+        if row.get("name") == gateway.settings.node_name:
+            row["packets_per_s"] = total["packets_per_s"]
+            row["bits_per_s"] = total["bits_per_s"]
+            row["connections"] = row.get("connections") or total["connections_active"]
+    return rows
+
+
+async def names(gateway: "Gateway") -> Names:
+    """Current names of the numbers in the maps; the last known ones while lbd is away."""
+    try:
+        service_rows = rows_of(await gateway.ask("services"))
+        backend_rows = rows_of(await gateway.ask("backends"))
+        node_rows = rows_of(await gateway.ask("nodes"))
+    except Exception as problem:
+        if getattr(problem, "code", "") not in {"unavailable", "timeout"}:
+            raise
+        return gateway.sampler.names
+    gateway.sampler.names = Names(
+        services={row["id"]: row["name"] for row in service_rows},
+        backends={row["id"]: (row["service"], row["name"]) for row in backend_rows},
+        nodes={row["id"]: row["name"] for row in node_rows},
+    )
+    return gateway.sampler.names

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packet path of this gateway as the API sees it: counters and connections from the pinned maps.
+
+Everything here blocks and runs in threads; the batch calls of the kernel release the GIL. The pins are opened when
+first needed and again when the packet path was loaded anew.
+"""
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebpf import libbpf
+from ebpf.layout import FLOW_KEY
+from ebpf.maps import LayoutMismatchError, Map, Maps, MapsMissingError
+from ebpf.reasons import REASONS
+from lb.api import connection_table
+from lb.api.capture import mirror
+from lb.api.connection_table import Piece
+from lb.api.datapath import Counters, DataPathAway, Names, ReasonCount, Traffic
+from lb.api.shapes import CaptureRequest, ConnectionQuery, TopQuery, WhereRequest
+from lb.api.where import trace
+
+MAPS_DIRECTORY = "maps"
+PIECE_ENTRIES = 1 << 15
+#: A hash bucket may hold more than a piece only if the hash is under attack; beyond this the dump gives up.
+PIECE_ENTRIES_MAX = 1 << 19
+
+
+def monotonic_s() -> int:
+    """The clock of last_seen_s."""
+    return int(time.monotonic())
+
+
+class PinnedDataPath:
+    """Implements lb.api.datapath.DataPath over the pins below directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._maps: Maps | None = None
+        self._inode = 0
+
+    def counters(self) -> Counters:
+        with self._using() as maps:
+            targets = maps.target_counters.dump()[1]
+            services = maps.service_counters.dump()[1]
+            owners = maps.targets.dump()[1]["service"]
+            reasons = maps.reason_counters.dump()[1]
+        per_target = {name: targets[name].sum(axis=1) for name in ("packets", "bytes", "opened", "closed")}
+        return Counters(
+            services=_service_traffic(per_target, owners, services["opened"].sum(axis=1)),
+            backends=_target_traffic(per_target),
+            reasons=_reason_counts(reasons),
+        )
+
+    def connections(self, query: ConnectionQuery, names: Names) -> dict[str, Any]:
+        condition = connection_table.condition_of(query, names)
+        start, _, skip = (query.cursor or "").partition(".")
+        with self._using() as maps:
+            pieces = pieces_of(maps.connections, start or None)
+            return connection_table.page(pieces, int(skip or 0), query.limit, condition, names, monotonic_s())
+
+    def top(self, query: TopQuery, names: Names) -> dict[str, Any]:
+        fields = connection_table.group_fields(query.by)
+        condition = connection_table.condition_of(query, names)
+        with self._using() as maps:
+            pieces = pieces_of(maps.connections, None)
+            return connection_table.top(pieces, fields, query.limit, condition, names, monotonic_s())
+
+    def where(self, request: WhereRequest, names: Names) -> dict[str, Any]:
+        with self._using() as maps:
+            return trace(self._directory, maps, request, names)
+
+    def capture(self, request: CaptureRequest, names: Names, stop: Callable[[], bool]) -> Iterator[bytes]:
+        with self._using() as maps:
+            yield from mirror(maps, request, names, stop)
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[Maps]:
+        try:
+            yield self._opened()
+        except (MapsMissingError, LayoutMismatchError) as error:
+            raise DataPathAway(str(error)) from error
+        except OSError as error:
+            raise DataPathAway(f"{self._directory}: {error.strerror or error}") from error
+
+    def _opened(self) -> Maps:
+        """The maps behind the pins as they are now; old descriptors stay open until nobody uses them."""
+        directory = self._directory / MAPS_DIRECTORY
+        with self._lock:
+            try:
+                inode = (directory / "settings").stat().st_ino
+            except FileNotFoundError:
+                raise MapsMissingError(f"nothing is pinned at {directory}") from None
+            if self._maps is None or inode != self._inode:
+                self._maps, self._inode = Maps.open(directory), inode
+            return self._maps
+
+
+def pieces_of(table: Map, start: str | None, entries: int = PIECE_ENTRIES) -> Iterator[Piece]:
+    """The table from a cursor (hexadecimal, of a Piece) or the beginning on. Raises OSError."""
+    position = np.zeros(FLOW_KEY.itemsize, np.uint8)
+    if start:
+        position[:4] = np.frombuffer(int(start, 16).to_bytes(4, "little"), np.uint8)
+    cursor: str | None = start
+    while True:
+        keys, values, follow, done, entries = _look_up(table, position if cursor else None, entries)
+        after = None if done else follow[:4].tobytes()[::-1].hex()
+        yield Piece(cursor or "0", after, keys, values)
+        if after is None:
+            return
+        position, cursor = follow, after
+
+
+def _look_up(table: Map, position: Any, entries: int) -> tuple[Any, Any, Any, bool, int]:
+    """One batch, with more room if a hash bucket needs it."""
+    follow = np.zeros(FLOW_KEY.itemsize, np.uint8)
+    while True:
+        keys, values = np.zeros(entries, table.spec.key), np.zeros(entries, table.spec.value)
+        start = None if position is None else position.ctypes.data
+        count, error = libbpf.lookup_batch(
+            table.fd, start, follow.ctypes.data, keys.ctypes.data, values.ctypes.data, entries
+        )
+        if error == errno.ENOSPC and entries < PIECE_ENTRIES_MAX:
+            entries *= 2
+            continue
+        if error and error != errno.ENOENT:
+            raise OSError(error, os.strerror(error))
+        return keys[:count], values[:count], follow, error == errno.ENOENT, entries
+
+
+def _target_traffic(per_target: dict[str, Any]) -> dict[int, Traffic]:
+    used = np.flatnonzero(per_target["packets"] + per_target["opened"])
+    return {int(number): _traffic(per_target, number) for number in used}
+
+
+def _traffic(columns: dict[str, Any], number: Any) -> Traffic:
+    opened, closed = int(columns["opened"][number]), int(columns["closed"][number])
+    packets, octets = int(columns["packets"][number]), int(columns["bytes"][number])
+    # A connection that was replicated here and closed here was never opened here.
+    return Traffic(packets, octets, opened, max(opened - closed, 0))
+
+
+def _service_traffic(per_target: dict[str, Any], owners: Any, opened: Any) -> dict[int, Traffic]:
+    """Traffic of a service is that of its targets."""
+    size = max(int(owners.max(initial=0)) + 1, len(opened))
+    sums = {name: np.bincount(owners, weights=column, minlength=size) for name, column in per_target.items()}
+    sums["opened"][: len(opened)] = np.maximum(sums["opened"][: len(opened)], opened)
+    used = np.flatnonzero(sums["packets"] + sums["opened"])
+    return {int(number): _traffic(sums, number) for number in used if number}
+
+
+def _reason_counts(values: Any) -> tuple[ReasonCount, ...]:
+    packets, octets = values["packets"].sum(axis=1), values["bytes"].sum(axis=1)
+    return tuple(
+        ReasonCount(row.name.lower(), row.kind, row.meaning, int(packets[row.number]), int(octets[row.number]))
+        for row in REASONS[1:]
+    )
