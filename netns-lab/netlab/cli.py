@@ -4,7 +4,7 @@
 lab up NAME [--topology T] [--no-daemons]   build and start; the topology is NAME unless told
 lab down NAME | --all                       remove, whatever state it is in
 lab list                                    labs on this machine, and the topologies there are
-lab status NAME                             nodes, processes, faults
+lab status NAME | --all                     nodes, processes, faults
 lab exec NAME NODE -- COMMAND …             run a command in a node, as on that host
 lab fault NAME FAULT [NODE…] [options]      kill stop cont start link-down link-up loss delay mtu partition heal
 lab selftest                                check the lab itself, in less than a minute
@@ -49,8 +49,15 @@ def show_list(_: argparse.Namespace) -> None:
 
 
 def status(options: argparse.Namespace) -> None:
-    lab = Lab.open(options.name)
-    record = state.load(options.name)
+    if options.all == bool(options.name):
+        raise LabError("name a lab, or say --all")
+    for name in state.known_labs() if options.all else [options.name]:
+        show_one(name)
+
+
+def show_one(name: str) -> None:
+    lab = Lab.open(name)
+    record = state.load(name)
     print(f"{lab.name}: {lab.topology.summary}\nfiles: {lab.directory}\n")
     for node in lab.topology.nodes:
         addresses = " ".join(
@@ -133,7 +140,9 @@ def parser() -> argparse.ArgumentParser:
     ending.add_argument("name", nargs="?")
     ending.add_argument("--all", action="store_true")
     command("list", show_list)
-    command("status", status).add_argument("name")
+    looking = command("status", status)
+    looking.add_argument("name", nargs="?")
+    looking.add_argument("--all", action="store_true")
     running = command("exec", execute)
     running.add_argument("name")
     running.add_argument("node")

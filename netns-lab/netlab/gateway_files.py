@@ -4,6 +4,7 @@
 import json
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from netlab.topology import RING_PORT, Node, Service, Topology, Vip
@@ -75,6 +76,8 @@ def _service_tables(service: Service) -> Iterator[str]:
         yield from _table(
             "[[service.backend]]", name=target.name, address=target.address, port=target.port, weight=target.weight
         )
+    if service.health:
+        yield from _table("[service.health]", **service.health)
 
 
 def cluster_file(topology: Topology) -> str:
@@ -88,6 +91,12 @@ def cluster_file(topology: Topology) -> str:
     for service in topology.services:
         lines += _service_tables(service)
     return "\n".join(lines) + "\n"
+
+
+def add_health(path: Path, topology: Topology, service: str, health: dict[str, Scalar]) -> None:
+    """Write the cluster file anew with one service checked for its backends' health."""
+    changed = tuple(replace(s, health=health) if s.name == service else s for s in topology.services)
+    path.write_text(cluster_file(replace(topology, services=changed)))
 
 
 def write_all(lab: str, topology: Topology, directory: Path, ring_options: dict[str, Scalar] | None = None) -> None:

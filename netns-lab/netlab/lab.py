@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One lab: bring it up, run things in it, look at it, take it down. For the command, the scenarios and the demo."""
 
+import http.client
 import json
 import os
 import signal
@@ -26,7 +27,18 @@ Result = TypeVar("Result")
 LabMaker = Callable[..., "Lab"]
 
 READY_S = 30.0
+API_TIMEOUT_S = 20.0
 POLL_S = 0.02
+# What a check may raise for "not yet".
+RETRIED = (
+    AssertionError,
+    LookupError,
+    OSError,
+    ValueError,
+    LabError,
+    http.client.HTTPException,
+    subprocess.CalledProcessError,
+)
 
 
 def eventually(check: Callable[[], Result], seconds: float = READY_S, what: str = "") -> Result:
@@ -39,7 +51,7 @@ def eventually(check: Callable[[], Result], seconds: float = READY_S, what: str 
             if value:
                 return value
             last = value
-        except (AssertionError, LookupError, OSError, ValueError, subprocess.CalledProcessError) as error:
+        except RETRIED as error:
             last = error
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what or check}; last: {last!r}")
@@ -254,22 +266,25 @@ class Lab:
         return self.process(f"{node}/lbd")
 
     def wait_ready(self, node: str, seconds: float = READY_S) -> None:
-        path = self.directory / node / "run" / "api.sock"
         process = self.daemon(node)
-
-        def answers() -> bool:
-            if not process.alive():
-                return True
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(1)
-                probe.connect(str(path))
-                probe.sendall(b"GET /v1/status HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")
-                return b" 200 " in probe.recv(64)
-
-        eventually(answers, seconds, f"daemon of {node} answers on {path}")
+        eventually(
+            lambda: not process.alive() or self.api(node, "GET", "/v1/status"), seconds, f"daemon of {node} answers"
+        )
         if not process.alive():
             log = self.directory / "log" / f"{node}-lbd.log"
             raise LabError(f"the daemon of {node} ended at its start:\n{tail(log)}")
+
+    def api(self, node: str, method: str, path: str, body: Any = None) -> Any:
+        """One request to a gateway's API over its socket; LabError with what it said unless the status is 2xx."""
+        connection = _UnixConnection(self.directory / node / "run" / "api.sock")
+        text = None if body is None else json.dumps(body)
+        connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
+        response = connection.getresponse()
+        content = response.read()
+        connection.close()
+        if response.status >= 300:
+            raise LabError(f"{node}: {method} {path}: {response.status} {content[:1000].decode(errors='replace')}")
+        return json.loads(content) if content else None
 
     def lbctl(self, node: str, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         return self.run(node, ["lbctl", *arguments], check=check)
@@ -328,6 +343,17 @@ class Traffic:
         if self._child.poll() is None:
             self._child.kill()
             self._child.communicate()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("lab", timeout=API_TIMEOUT_S)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
 
 
 class LabCommandError(subprocess.CalledProcessError):

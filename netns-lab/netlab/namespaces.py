@@ -137,6 +137,10 @@ class Process:
         fields = _stat_fields(self.pid)
         return fields is not None and fields[0] not in "ZX" and int(fields[19]) == self.start_ticks
 
+    def parent(self) -> int | None:
+        fields = _stat_fields(self.pid)
+        return None if fields is None else int(fields[1])
+
     def signal(self, number: int) -> bool:
         """False if the process is gone."""
         if not self.alive():

@@ -65,7 +65,7 @@ def environment() -> dict[str, str]:
 
 def gateway_environment(directory: Path, node: str) -> dict[str, str]:
     """Makes `lbctl` speak to this gateway's daemon, as on a host where there is only one."""
-    return {**environment(), "RAINLB_RUN_DIR": str(directory / node / "run")}
+    return {**environment(), "LBCTL_SOCKET": str(directory / node / "run" / "api.sock")}
 
 
 def http_ports(node: Node) -> list[int]:

@@ -130,6 +130,7 @@ class Service:
     forward: Literal["dsr", "tunnel", "nat", "local"]
     targets: tuple[Target, ...] = ()
     options: dict[str, str | int | bool] = field(default_factory=dict)
+    health: dict[str, str | int | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

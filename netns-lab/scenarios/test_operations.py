@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One gateway at work: drained, killed, restarted, flooded, its backends dying and returning; nobody notices."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from netlab import build, faults, gateway_files, namespaces, services, state
+from netlab.lab import Lab, LabMaker, Traffic, eventually
+from netlab.topology import HTTP_PORT, TOPOLOGIES
+
+HELD_CONNECTIONS = 200
+FLOOD_SOURCES = 1_000_000
+FLOOD_GAP_MS_MAX = 1000.0
+
+
+@pytest.fixture(scope="module", params=["one-gateway", "routed"])
+def lab(request: pytest.FixtureRequest, make_lab: LabMaker) -> Lab:
+    made: Lab = make_lab(request.param)
+    return made
+
+
+@contextmanager
+def under_load(lab: Lab) -> Iterator[tuple[Traffic, Traffic]]:
+    """New connections all the time, and HELD_CONNECTIONS that stay open with a request every now and then."""
+    vip = lab.topology.vip(4)
+    held_options: list[str | int | float] = [
+        "--connections",
+        HELD_CONNECTIONS,
+        "--concurrency",
+        HELD_CONNECTIONS,
+        "--requests",
+        0,
+    ]
+    with (
+        lab.traffic("http_load", vip, HTTP_PORT, *held_options, "--interval", 0.2) as held,
+        lab.traffic("http_load", vip, HTTP_PORT, "--connections", 0, "--concurrency", 8, "--pause", 0.01) as fresh,
+    ):
+        eventually(lambda: open_connections(lab) >= HELD_CONNECTIONS, what="the held connections are open")
+        yield held, fresh
+    assert fresh.report["requests"] > 0
+    assert held.report["connections"] == HELD_CONNECTIONS, held.report
+
+
+def open_connections(lab: Lab) -> int:
+    """As the client's kernel sees them: the gateway is not asked."""
+    command = ["ss", "-Htn", "state", "established", f"dport = :{HTTP_PORT}"]
+    return len(lab.run("client", command).stdout.splitlines())
+
+
+def assert_nothing_lost(*reports: dict[str, object]) -> None:
+    for report in reports:
+        assert (report["failed"], report["lost_connections"]) == (0, 0), report
+
+
+def fresh_backends(lab: Lab, connections: int = 60) -> set[str]:
+    report = lab.measure("http_load", lab.topology.vip(4), HTTP_PORT, "--connections", connections, "--timeout", 5)
+    assert report["failed"] == 0, report
+    return set(report["backends"])
+
+
+def test_a_drained_backend_gets_no_new_connections_and_loses_none(lab: Lab) -> None:
+    with under_load(lab) as (held, fresh):
+        lab.lbctl("gw1", "drain", "http4", "b1")
+        eventually(lambda: fresh_backends(lab) == {"b2", "b3"}, 10)
+        kept = open_connections_of(lab, "b1")
+        lab.lbctl("gw1", "undrain", "http4", "b1")
+        eventually(lambda: "b1" in fresh_backends(lab), 10)
+    assert_nothing_lost(held.report, fresh.report)
+    assert kept > 0, "the drained backend kept none of its connections"
+
+
+def open_connections_of(lab: Lab, backend: str) -> int:
+    command = ["ss", "-Htn", "state", "established", f"sport = :{HTTP_PORT}"]
+    return len(lab.run(backend, command).stdout.splitlines())
+
+
+def test_a_killed_daemon_loses_nothing_and_takes_over_again(lab: Lab) -> None:
+    with under_load(lab) as (held, fresh):
+        faults.signal_daemon(lab, "gw1", "kill")
+        # Forwarding goes on without it.
+        assert fresh_backends(lab, 200) == {"b1", "b2", "b3"}
+        lab.start_daemon("gw1")
+        assert fresh_backends(lab, 200) == {"b1", "b2", "b3"}
+    assert_nothing_lost(held.report, fresh.report)
+
+
+def test_a_stopped_daemon_leaves_the_data_path_forwarding(lab: Lab) -> None:
+    with under_load(lab) as (held, fresh):
+        lab.stop("gw1/lbd")
+        assert fresh_backends(lab) == {"b1", "b2", "b3"}
+        lab.start_daemon("gw1")
+    assert_nothing_lost(held.report, fresh.report)
+
+
+def test_an_apply_of_the_same_file_changes_nothing(lab: Lab) -> None:
+    before = lab.api("gw1", "GET", "/v1/status")["config_version"]
+    with under_load(lab) as (held, fresh):
+        lab.lbctl("gw1", "apply", "-f", str(lab.directory / "cluster.toml"), "--yes")
+    assert_nothing_lost(held.report, fresh.report)
+    assert lab.api("gw1", "GET", "/v1/status")["config_version"] == before
+
+
+def test_a_bad_file_changes_nothing_and_says_where(lab: Lab) -> None:
+    text = (lab.directory / "cluster.toml").read_text().replace('forward = "', 'forward = "un')
+    bad = lab.directory / "bad.toml"
+    bad.write_text(text)
+    refused = lab.lbctl("gw1", "apply", "-f", str(bad), "--yes", check=False)
+    assert refused.returncode != 0
+    assert "bad.toml" in refused.stdout + refused.stderr
+    assert "forward" in refused.stdout + refused.stderr
+    assert fresh_backends(lab) == {"b1", "b2", "b3"}
+
+
+def test_a_syn_flood_leaves_established_connections_alone(lab: Lab) -> None:
+    gateway_mac = build.mac_address("gw1", "eth0")
+    with under_load(lab) as (held, _):
+        flood = lab.measure(
+            "syn_flood", "eth0", gateway_mac, lab.topology.vip(4), HTTP_PORT, "--count", FLOOD_SOURCES, timeout=100
+        )
+        assert flood["sent"] == FLOOD_SOURCES
+        assert open_connections(lab) >= HELD_CONNECTIONS
+    assert_nothing_lost(held.report)
+    assert held.report["connections"] == HELD_CONNECTIONS
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a backend dies and returns
+
+
+@pytest.fixture(scope="module")
+def checked(make_lab: LabMaker) -> Lab:
+    """A lab whose HTTP backends are checked for their health."""
+    made: Lab = make_lab("routed")
+    health: dict[str, str | int | bool] = {"kind": "http", "interval_ms": 200, "timeout_ms": 200, "fall": 2, "rise": 2}
+    gateway_files.add_health(made.directory / "cluster.toml", TOPOLOGIES["routed"], "http4", health)
+    made.lbctl("gw1", "apply", "-f", str(made.directory / "cluster.toml"), "--yes")
+    return made
+
+
+def kill_web_server(lab: Lab, backend: str) -> None:
+    """The whole server at once: master and workers."""
+    namespace = [namespaces.full_name(lab.name, backend)]
+    master = lab.process(f"{backend}/nginx")
+    for process in namespaces.processes_inside(namespace):
+        if process == master or process.parent() == master.pid:
+            process.signal(signal.SIGKILL)
+
+
+def test_a_dead_backend_is_left_out_and_comes_back(checked: Lab) -> None:
+    assert eventually(lambda: fresh_backends(checked) == {"b1", "b2", "b3"}, 10)
+    kill_web_server(checked, "b2")
+    eventually(lambda: fresh_backends(checked) == {"b1", "b3"}, 10)
+    assert state_of(checked, "b2") == "down"
+    # Known dead, it costs nobody a request.
+    assert fresh_backends(checked, 300) == {"b1", "b3"}
+    node, command = services.commands(checked.directory, checked.topology)["b2/nginx"]
+    checked.start("b2/nginx", node, command)
+    eventually(lambda: "b2" in fresh_backends(checked), 10)
+    assert state_of(checked, "b2") == "up"
+
+
+def state_of(lab: Lab, backend: str) -> str:
+    rows = lab.api("gw1", "GET", "/v1/backends")
+    rows = rows["backends"] if isinstance(rows, dict) else rows
+    return next(str(row["state"]) for row in rows if row["service"] == "http4" and row["name"] == backend)
+
+
+def test_nothing_is_left_behind(make_lab: LabMaker) -> None:
+    lab = make_lab("one-gateway")
+    inside = namespaces.processes_inside(namespaces.existing(lab.name))
+    assert len(inside) > 4
+    lab.down()
+    assert not [process for process in inside if process.alive()]
+    assert namespaces.existing(lab.name) == []
+    assert not state.directory_of(lab.name).exists()
+    assert str(lab.directory) not in Path("/proc/self/mounts").read_text()
