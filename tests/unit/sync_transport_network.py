@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A virtual network for transports: seeded delay, loss, duplication, reordering, damage; time jumps from event to event."""
+"""A virtual network for transports: seeded delay, loss, duplication, damage; time jumps from event to event."""
 
 import heapq
 import random
