@@ -252,6 +252,11 @@ def program_fd_by_id(program_id: int) -> int:
     return _check(_LIB.bpf_prog_get_fd_by_id(program_id), f"opening BPF program {program_id}")
 
 
+def map_fd_by_id(map_id: int) -> int:
+    """Descriptor of an existing map."""
+    return _check(_LIB.bpf_map_get_fd_by_id(map_id), f"opening BPF map {map_id}")
+
+
 def program_id(fd: int) -> int:
     """Id of a program: second field of struct bpf_prog_info."""
     info, size = (ctypes.c_uint32 * 64)(), ctypes.c_uint32(256)
