@@ -81,7 +81,7 @@ class Chunk:
 
 
 class RoundTrip:
-    """RFC 6298 in seconds; `timeout` lies between floor and ceiling."""
+    """RFC 6298 in seconds. As in Linux the floor bounds the term for the deviation; the ceiling bounds the whole."""
 
     __slots__ = ("_ceiling", "_floor", "smoothed", "timeout", "variation")
 
@@ -93,7 +93,7 @@ class RoundTrip:
     def limit(self, floor: float, ceiling: float) -> None:
         self._floor = floor
         self._ceiling = ceiling
-        self.timeout = min(max(self.smoothed + 4 * self.variation, floor), ceiling)
+        self._set_timeout()
 
     def sample(self, duration: float) -> None:
         if self.smoothed == 0.0:
@@ -102,7 +102,10 @@ class RoundTrip:
         else:
             self.variation += (abs(self.smoothed - duration) - self.variation) / 4
             self.smoothed += (duration - self.smoothed) / 8
-        self.timeout = min(max(self.smoothed + 4 * self.variation, self._floor), self._ceiling)
+        self._set_timeout()
+
+    def _set_timeout(self) -> None:
+        self.timeout = min(self.smoothed + max(4 * self.variation, self._floor), self._ceiling)
 
     def backed_off(self, attempts: int) -> float:
         """Seconds to wait after transmission number `attempts` (1, 2, …)."""
