@@ -25,14 +25,16 @@ class KeyFileError(Exception):
 def load_key_file(path: Path) -> KeyRing:
     """The keys of a file, after checking who else could have read or written it. Raises KeyFileError."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise KeyFileError(
             f"key file {path}: {error.strerror}; make a key with `lbctl key new` and copy it to every node"
         ) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         _check_access(path, os.fstat(descriptor))
-        text = file.read(FILE_LENGTH_MAX + 1)
+        text = os.read(descriptor, FILE_LENGTH_MAX + 1)
+    finally:
+        os.close(descriptor)
     if len(text) > FILE_LENGTH_MAX:
         raise KeyFileError(f"key file {path}: longer than {FILE_LENGTH_MAX} bytes; this is not a key file")
     return KeyRing(parse_keys(text, str(path)))
