@@ -15,11 +15,13 @@ is at ``View.position``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate
 from typing import NamedTuple
+
+from sync.transport.effects import PeerConfig, Transmit
 
 Payload = bytes | memoryview
 Address = object
@@ -172,9 +174,9 @@ class CriticalResource:
 
 @dataclass(slots=True)
 class Eligible:
-    """Replace the eligible members online: peer id -> its paths (see ``sync.transport.PeerConfig``)."""
+    """Replace the eligible members online: peer id -> its paths, without this node itself."""
 
-    peers: dict[int, object]
+    peers: Mapping[int, PeerConfig]
 
 
 @dataclass(slots=True)
@@ -188,15 +190,6 @@ Event = Datagrams | Timer | Multicast | Direct | Leave | Rejoin | CriticalResour
 
 
 # --------------------------------------------------------------------------------------------------------- effects
-
-
-class Transmit(NamedTuple):
-    """One buffer for one address of a link; segment_size > 0: cut into datagrams of that size (UDP_SEGMENT)."""
-
-    link: int
-    address: Address
-    data: bytes | bytearray | memoryview
-    segment_size: int
 
 
 class View(NamedTuple):

@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ring node without I/O: the transport and the ring put together behind ``step(now, event) -> effects``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import inf
+from typing import Any
+
+from sync.config import Policy, RingConfig
+from sync.events import (
+    CriticalResource,
+    Datagrams,
+    Direct,
+    Done,
+    Effect,
+    Eligible,
+    Event,
+    Leave,
+    Left,
+    Multicast,
+    Order,
+    PeerMessage,
+    Reason,
+    Refusal,
+    Refused,
+    Rejoin,
+    Standing,
+    Timer,
+    View,
+)
+from sync.ring.admission import Admission
+from sync.ring.circulation import Circulation
+from sync.ring.membership import States, TokenEvent, TokenState
+from sync.ring.messages import (
+    CHANNEL_CONTROL,
+    CHANNEL_TOKEN,
+    Answer,
+    Beacon,
+    Buffers,
+    Call,
+    Haste,
+    Malformed,
+    Refuse,
+    Relay,
+    Relayed,
+    decode,
+    encode,
+)
+from sync.ring.multicast import RelayTag
+from sync.ring.token import Token
+from sync.transport.effects import Arrived, Backlogged, Delivered, Randomness, Transmit, TransportConfig, Undelivered
+from sync.transport.transport import Transport
+
+RELAY_PATIENCE = 10
+"""A relayed message is given up after that many failure budgets."""
+_RESERVED_CHANNELS = (CHANNEL_TOKEN, CHANNEL_CONTROL)
+
+
+class _Link:
+    """The transport as the ring sees it; sending to someone unknown or overloaded is a failed delivery."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.failed: list[int] = []
+        self._failed_handle = 0
+
+    def send(self, now: float, peer: int, channel: int, buffers: Buffers) -> int:
+        try:
+            return self._transport.send(now, peer, channel, buffers[0] if len(buffers) == 1 else buffers)
+        except (Backlogged, KeyError):
+            self._failed_handle -= 1
+            self.failed.append(self._failed_handle)
+            return self._failed_handle
+
+    def send_unreliable(self, now: float, peer: int, channel: int, payload: bytes) -> None:
+        self._transport.send_unreliable(now, peer, channel, payload)
+
+    def cancel(self, handle: int) -> None:
+        if handle > 0:
+            self._transport.cancel(handle)
+
+
+class _RelayRequest:
+    """A message sent through a member, for a node in no ring."""
+
+    __slots__ = ("handle", "tag", "until")
+
+    def __init__(self, tag: int, handle: int, until: float) -> None:
+        self.tag = tag
+        self.handle = handle
+        self.until = until
+
+
+class Node:
+    """One node of a ring.
+
+    ``incarnation``: 1..2^64-1, never used by this node before. ``rng``: where the transport's challenges come from.
+    ``view_number``: the highest one this node has seen in an earlier life, if it remembers; keeps its history of
+    views growing over restarts.
+    """
+
+    def __init__(
+        self, config: RingConfig, *, incarnation: int, rng: Randomness, now: float, view_number: int = 0
+    ) -> None:
+        self.config = config
+        self.transport = Transport(
+            transport_config(config), local=config.node, incarnation=incarnation, rng=rng, peers=config.peers
+        )
+        self._link = _Link(self.transport)
+        self._ring = Circulation(config, self._link, incarnation, now, view_number)
+        self._admission = Admission(config, self._ring, now)
+        self._now = now
+        self._direct: dict[int, int] = {}
+        self._relays: dict[int, _RelayRequest] = {}
+        self._relay_id = 0
+        self._absent: set[Reason] = set()
+        """Why the node is out of the ring: it left, it is shut out, or both."""
+        self._transmit: list[Transmit] = []
+        self._events: dict[type, Callable[[Any], None]] = {
+            Datagrams: self._on_datagrams,
+            Timer: lambda event: None,
+            Multicast: self._on_multicast,
+            Direct: self._on_direct,
+            Leave: lambda event: self._withdraw(Reason.LEFT_RING),
+            Rejoin: lambda event: self._return(Reason.LEFT_RING),
+            CriticalResource: self._on_critical_resource,
+            Eligible: self._on_eligible,
+            Standing: self._on_standing,
+        }
+        admission = self._admission
+        self._messages: dict[type, Callable[[int, int, Any], None]] = {
+            Token: self._on_token,
+            Call: lambda peer, incarnation, m: admission.on_call(self._now, peer, incarnation, m),
+            Answer: lambda peer, incarnation, m: admission.on_answer(self._now, peer, m),
+            Refuse: lambda peer, incarnation, m: self._on_refuse(peer, m),
+            Haste: lambda peer, incarnation, m: self._on_haste(),
+            Beacon: lambda peer, incarnation, m: admission.on_beacon(self._now, peer, incarnation, m),
+            Relay: lambda peer, incarnation, m: self._on_relay(peer, m),
+            Relayed: lambda peer, incarnation, m: self._on_relayed(m),
+        }
+        self._transport_effects: dict[type, Callable[[Any], None]] = {
+            Arrived: self._on_arrived,
+            Delivered: self._on_delivered,
+            Undelivered: lambda effect: self._on_undelivered(effect.handle),
+            Transmit: self._transmit.append,
+        }
+
+    # ------------------------------------------------------------------------------------------------ the interface
+
+    def step(self, now: float, event: Event) -> list[Effect]:
+        """Feed one event; returns what is to be done, in order. A clock that steps back stands still instead."""
+        now = self._now = self._ring.now = max(now, self._now)
+        self._events[type(event)](event)
+        self._run_transport()
+        if now >= self.transport.deadline():
+            self.transport.tick(now)
+            self._run_transport()
+        if self._run_timers(now):
+            self._run_transport()
+        effects: list[Effect] = [*self._transmit, *self._ring.effects]
+        self._transmit.clear()
+        self._ring.effects.clear()
+        return effects
+
+    def deadline(self) -> float:
+        """When to feed ``Timer`` at the latest; infinity if never."""
+        ring = self._ring
+        nearest = min(
+            self.transport.deadline(),
+            ring.eating_until,
+            ring.hungry_until if ring.passed_acknowledged else inf,
+            self._admission.deadline(),
+        )
+        if self._relays:
+            nearest = min(nearest, min(relay.until for relay in self._relays.values()))
+        return nearest
+
+    @property
+    def states(self) -> States:
+        """Token state and view state, with counts of every transition."""
+        return self._ring.states
+
+    @property
+    def view(self) -> View | None:
+        """The last committed view; None before the first."""
+        return self._ring.view
+
+    @property
+    def queued_bytes(self) -> int:
+        """Payload waiting for the token at this node."""
+        return self._ring.outbox.bytes
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Everything that happened, by reason; the transport's counters under ``transport_``."""
+        counters = {reason.name.lower(): count for reason, count in self._ring.counters.items()}
+        counters["newcomer_dropped"] += self._ring.discovery.dropped
+        counters.update({f"transport_{name}": count for name, count in self.transport.counters.as_dict().items()})
+        return counters
+
+    # -------------------------------------------------------------------------------------------------- transport
+
+    def _on_datagrams(self, event: Datagrams) -> None:
+        receive = partial(self.transport.receive, self._now)
+        for link, source, data, segment_size in event.batch:
+            receive(link, source, data, segment_size)
+
+    def _run_transport(self) -> None:
+        """Let transport and ring answer each other until neither has anything more to say."""
+        handlers = self._transport_effects
+        while True:
+            effects = self.transport.take()
+            failed, self._link.failed = self._link.failed, []
+            if not effects and not failed:
+                return
+            for effect in effects:
+                handlers[type(effect)](effect)
+            for handle in failed:
+                self._on_undelivered(handle)
+
+    def _on_arrived(self, effect: Arrived) -> None:
+        peer, incarnation, channel, buffer = effect
+        payload = memoryview(buffer) if isinstance(buffer, bytearray) else buffer
+        if channel not in _RESERVED_CHANNELS:
+            self._ring.effects.append(PeerMessage(peer, incarnation, channel, payload))
+            return
+        try:
+            message = decode(payload)
+        except Malformed as error:
+            self._ring.trace(Reason.MALFORMED, peer, detail=str(error))
+            return
+        self._messages[type(message)](peer, incarnation, message)
+
+    def _on_delivered(self, effect: Delivered) -> None:
+        handle = effect.handle
+        ring = self._ring
+        ring.delivered(handle)
+        self._admission.delivered(self._now, handle)
+        if (tag := self._direct.pop(handle, None)) is not None:
+            ring.effects.append(Done(tag, -1))
+        if ring.leaving_done and ring.passed_acknowledged:
+            self._gone()
+
+    def _on_undelivered(self, handle: int) -> None:
+        ring = self._ring
+        if ring.undelivered(self._now, handle):
+            self._check_left_behind()
+        self._admission.undelivered(self._now, handle)
+        if (tag := self._direct.pop(handle, None)) is not None:
+            ring.effects.append(Refused(tag, Refusal.UNREACHABLE))
+        for relay_id, relay in list(self._relays.items()):
+            if relay.handle == handle:
+                del self._relays[relay_id]
+                ring.effects.append(Refused(relay.tag, Refusal.UNREACHABLE))
+
+    # ---------------------------------------------------------------------------------------------- ring messages
+
+    def _on_token(self, peer: int, incarnation: int, token: Token) -> None:
+        self._ring.accept(self._now, peer, token)
+        if not self._ring.joining:
+            self._admission.fed()
+
+    def _on_refuse(self, peer: int, message: Refuse) -> None:
+        self._admission.on_refuse(self._now, peer, message)
+        self._check_left_behind()
+
+    def _on_haste(self) -> None:
+        ring = self._ring
+        ring.haste = True
+        if ring.eating:
+            ring.eating_until = self._now
+
+    # ------------------------------------------------------------------------------------------------------ timers
+
+    def _run_timers(self, now: float) -> bool:
+        ring = self._ring
+        worked = False
+        if now >= ring.eating_until and ring.eating:
+            ring.release(now)
+            ring.deliver()
+            worked = True
+        if now >= self._admission.deadline() or (now >= ring.hungry_until and ring.passed_acknowledged):
+            self._admission.tick(now)
+            worked = True
+        if self._relays:
+            self._expire_relays(now)
+        return worked
+
+    def _expire_relays(self, now: float) -> None:
+        for relay_id, relay in list(self._relays.items()):
+            if now >= relay.until:
+                del self._relays[relay_id]
+                self._ring.effects.append(Refused(relay.tag, Refusal.HISTORY_LOST))
+
+    # ---------------------------------------------------------------------------------------------------- requests
+
+    def _on_multicast(self, event: Multicast) -> None:
+        ring = self._ring
+        if event.via is not None:
+            self._relay(event, event.via)
+            return
+        refusal = self._objection()
+        if refusal is None:
+            refusal = ring.outbox.put(event.tag, event.channel, event.order, event.payloads, event.bulk)
+        if refusal is not None:
+            ring.effects.append(Refused(event.tag, refusal))
+        elif event.urgent:
+            ring.ask_haste(self._now)
+
+    def _objection(self) -> Refusal | None:
+        ring = self._ring
+        if ring.out or ring.leaving:
+            return Refusal.LEFT
+        if ring.view is not None and not ring.view.serving:
+            return Refusal.NOT_SERVING
+        return None
+
+    def _on_direct(self, event: Direct) -> None:
+        if event.channel in _RESERVED_CHANNELS:
+            raise ValueError(f"channel {event.channel} belongs to the ring; use 1 or 16..255")
+        if event.peer not in self._ring.eligible:
+            self._ring.effects.append(Refused(event.tag, Refusal.UNKNOWN_PEER))
+            return
+        try:
+            handle = self.transport.send(self._now, event.peer, event.channel, event.payload)
+        except Backlogged:
+            self._ring.effects.append(Refused(event.tag, Refusal.QUEUE_FULL))
+        else:
+            self._direct[handle] = event.tag
+
+    # ------------------------------------------------------------------------------------------------- open group
+
+    def _relay(self, event: Multicast, via: int) -> None:
+        ring = self._ring
+        if via not in ring.eligible:
+            ring.effects.append(Refused(event.tag, Refusal.UNKNOWN_PEER))
+        elif len(event.payloads) != 1 or len(event.payloads[0]) > self.config.message_bytes_max:
+            ring.effects.append(Refused(event.tag, Refusal.TOO_LARGE))
+        elif len(self._relays) >= self.config.relays_max:
+            ring.effects.append(Refused(event.tag, Refusal.QUEUE_FULL))
+        else:
+            self._relay_id += 1
+            message = Relay(self._relay_id, event.channel, event.order, event.payloads[0])
+            until = self._now + RELAY_PATIENCE * self.config.timers.failure_after
+            handle = self._link.send(self._now, via, CHANNEL_CONTROL, encode(message))
+            self._relays[self._relay_id] = _RelayRequest(event.tag, handle, until)
+
+    def _on_relay(self, peer: int, message: Relay) -> None:
+        ring = self._ring
+        tag = RelayTag(peer, message.tag)
+        refusal = Refusal.LEFT if ring.joining else self._objection()
+        if refusal is None:
+            refusal = ring.outbox.put(tag, message.channel, Order(message.order), [message.payload], False)
+        if refusal is not None:
+            ring.trace(Reason.RELAY_REFUSED, peer)
+            ring.relay_result(tag, -1, refusal)
+        else:
+            ring.ask_haste(self._now)
+
+    def _on_relayed(self, message: Relayed) -> None:
+        relay = self._relays.pop(message.tag, None)
+        if relay is None:
+            self._ring.trace(Reason.STALE_MESSAGE, 0)
+        elif message.refusal:
+            self._ring.effects.append(Refused(relay.tag, Refusal(message.refusal)))
+        else:
+            self._ring.effects.append(Done(relay.tag, message.position))
+
+    # ---------------------------------------------------------------------------------------------- in and out
+
+    def _on_critical_resource(self, event: CriticalResource) -> None:
+        if self.config.policy is not Policy.CRITICAL:
+            return
+        if event.available:
+            self._return(Reason.SHUT_OUT)
+        else:
+            self._withdraw(Reason.SHUT_OUT)
+
+    def _withdraw(self, reason: Reason) -> None:
+        """Leave properly when there is a ring to leave, at once otherwise."""
+        ring = self._ring
+        if self._absent:
+            self._absent.add(reason)
+            return
+        self._absent.add(reason)
+        token = ring.token
+        if ring.joining or token is None or ring.states.token is TokenState.STARVING or len(token.members) == 1:
+            self._gone()
+        else:
+            ring.leaving = True
+            ring.ask_haste(self._now)
+
+    def _check_left_behind(self) -> None:
+        """The last member it could have handed the token to is gone too."""
+        ring = self._ring
+        if ring.leaving_done and ring.token is not None and not ring.token.members:
+            self._gone()
+
+    def _gone(self) -> None:
+        ring = self._ring
+        for reason in self._absent:
+            ring.trace(reason, 0)
+        ring.withdraw()
+        self._admission.leave()
+        ring.effects.append(Left())
+
+    def _return(self, reason: Reason) -> None:
+        ring = self._ring
+        self._absent.discard(reason)
+        if self._absent:
+            return
+        if ring.out:
+            ring.trace(Reason.RETURNED, 0)
+            ring.states.on_token(TokenEvent.RETURN)
+            self._admission.join(self._now)
+        elif not ring.leaving_done:
+            ring.leaving = False
+
+    def _on_eligible(self, event: Eligible) -> None:
+        ring = self._ring
+        for peer in ring.eligible - set(event.peers):
+            self.transport.remove_peer(peer)
+        for peer, config in event.peers.items():
+            self.transport.set_peer(peer, config)
+        ring.eligible = set(event.peers)
+        ring.ask_haste(self._now)
+
+    def _on_standing(self, event: Standing) -> None:
+        self._ring.standing = event.value
+        token = self._ring.token
+        if token is not None and self._ring.eating:
+            token.standing = max(token.standing, event.value)
+
+
+def transport_config(config: RingConfig) -> TransportConfig:
+    """The transport's settings that follow from the ring's."""
+    return TransportConfig(
+        cluster=config.cluster,
+        keys=config.keys,
+        encrypt=config.encrypt,
+        failure_after_s=config.timers.failure_after,
+        rto_floor_s=min(0.008, config.timers.failure_after / 5),
+    )

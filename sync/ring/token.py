@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The token: who is in the ring, which messages are under way, and what one visit may do to it.
+
+Pure data and pure operations. Differences to the thesis (figure 6): every member entry carries the hop of its last
+visit, from which any holder sees what all members have received; membership changes are messages of the same total
+order (a VIEW parcel), so that every member changes its view at the same place in the stream; see docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+
+from sync.events import Order
+from sync.ring.lineage import Epoch, EpochId, pruned
+
+JOINER = 1
+"""Invited, has not had the token yet: begins anew with this group's history."""
+FRESH = 2
+"""Not yet part of a committed view."""
+
+_VIEW_HEAD = struct.Struct("<IBB")
+_VIEW_ENTRY = struct.Struct("<BQB")
+
+
+class Kind(IntEnum):
+    """What a parcel is."""
+
+    MESSAGES = 0
+    VIEW = 1
+    CANCELLED = 2
+    """Was a view; keeps its position and has no effect."""
+
+
+class Member:
+    """An entry of the ring list."""
+
+    __slots__ = ("flags", "id", "incarnation", "last_hop")
+
+    def __init__(self, id: int, incarnation: int, last_hop: int, flags: int = 0) -> None:
+        self.id = id
+        self.incarnation = incarnation
+        self.last_hop = last_hop
+        self.flags = flags
+
+
+class Parcel:
+    """Messages of one origin and channel, or a view, under way."""
+
+    __slots__ = ("added_hop", "body", "channel", "count", "kind", "order", "origin", "position")
+
+    def __init__(
+        self,
+        position: int,
+        count: int,
+        origin: int,
+        channel: int,
+        order: int,
+        kind: int,
+        added_hop: int,
+        body: bytes | memoryview,
+    ) -> None:
+        self.position = position
+        self.count = count
+        self.origin = origin
+        self.channel = channel
+        self.order = order
+        self.kind = kind
+        self.added_hop = added_hop
+        self.body = body
+
+
+class Farewell:
+    """Where a group ended that was merged into this one: its members, all at rest at this point, switch over."""
+
+    __slots__ = ("epoch", "hop", "position")
+
+    def __init__(self, epoch: EpochId, hop: int, position: int) -> None:
+        self.epoch = epoch
+        self.hop = hop
+        self.position = position
+
+
+class Proposal:
+    """The content of a VIEW parcel."""
+
+    __slots__ = ("joined", "members", "number", "serving")
+
+    def __init__(self, number: int, serving: bool, members: list[tuple[int, int]], joined: frozenset[int]) -> None:
+        self.number = number
+        self.serving = serving
+        self.members = members
+        self.joined = joined
+
+    def encode(self) -> bytes:
+        head = _VIEW_HEAD.pack(self.number, self.serving, len(self.members))
+        return head + b"".join(_VIEW_ENTRY.pack(id, inc, id in self.joined) for id, inc in self.members)
+
+    @classmethod
+    def decode(cls, body: bytes | memoryview) -> Proposal:
+        """Raises ValueError when the body is not a view."""
+        if len(body) < _VIEW_HEAD.size:
+            raise ValueError(f"view of {len(body)} bytes")
+        number, serving, count = _VIEW_HEAD.unpack_from(body)
+        if len(body) != _VIEW_HEAD.size + count * _VIEW_ENTRY.size or not count:
+            raise ValueError(f"view with {count} members in {len(body)} bytes")
+        entries = list(_VIEW_ENTRY.iter_unpack(body[_VIEW_HEAD.size :]))
+        joined = frozenset(id for id, _, fresh in entries if fresh)
+        return cls(number, bool(serving), [(id, inc) for id, inc, _ in entries], joined)
+
+
+class Token:
+    """The token, or a node's copy of it after its last visit. ``hop`` is the hop of the visit."""
+
+    __slots__ = (
+        "busy_until",
+        "farewells",
+        "hop",
+        "lineage",
+        "members",
+        "next_position",
+        "parcels",
+        "quiet_until",
+        "stable",
+        "standing",
+        "view_number",
+    )
+
+    def __init__(self) -> None:
+        self.hop = 0
+        self.lineage: list[Epoch] = []
+        self.view_number = 0
+        self.stable = 0
+        """Every position below is received by all members."""
+        self.next_position = 0
+        self.busy_until = 0
+        """The token turns at network speed up to this hop."""
+        self.quiet_until = 0
+        """Up to this hop no messages are added: the group is about to be merged into another."""
+        self.standing = 0
+        self.members: list[Member] = []
+        self.parcels: list[Parcel] = []
+        self.farewells: list[Farewell] = []
+
+    @property
+    def epoch(self) -> EpochId:
+        return self.lineage[-1].id
+
+    def rank(self) -> tuple[int, int, int]:
+        """Of two groups the one of lower rank joins the other (the thesis compares the group id alone)."""
+        ids = [member.id for member in self.members if not member.flags & JOINER]
+        return self.standing, len(ids), min(ids, default=0)
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing is under way: every member has received and may deliver all there is."""
+        return not self.parcels
+
+    def payload_bytes(self) -> int:
+        return sum([len(parcel.body) for parcel in self.parcels])
+
+    def member(self, node: int) -> Member | None:
+        for member in self.members:
+            if member.id == node:
+                return member
+        return None
+
+    def successor(self, node: int) -> Member:
+        """Who is next after ``node``; for a node that has just left, the first of the list."""
+        members = self.members
+        for index, member in enumerate(members):
+            if member.id == node:
+                return members[(index + 1) % len(members)]
+        return members[0]
+
+    def seen_by_all(self) -> int:
+        """What was added up to this hop has been received by every member."""
+        return min([member.last_hop for member in self.members], default=self.hop)
+
+    def settle(self) -> None:
+        """Drop what all members have, whoever sent it and whether or not its origin still lives."""
+        seen = self.seen_by_all()
+        parcels = self.parcels
+        done = 0
+        for parcel in parcels:
+            if parcel.added_hop > seen:
+                break
+            done += 1
+            if parcel.kind == Kind.VIEW:
+                self._welcome(Proposal.decode(parcel.body))
+        if done:
+            self.parcels = parcels = parcels[done:]
+        self.stable = parcels[0].position if parcels else self.next_position
+        if len(self.lineage) > 1:
+            self.lineage = pruned(self.lineage, seen)
+
+    def append(
+        self, origin: int, channel: int, order: int, count: int, body: bytes | memoryview, kind: int = Kind.MESSAGES
+    ) -> Parcel:
+        parcel = Parcel(self.next_position, count, origin, channel, order, kind, self.hop, body)
+        self.next_position += count
+        self.parcels.append(parcel)
+        self.hasten()
+        return parcel
+
+    def hasten(self) -> None:
+        """Turn at network speed until everyone knows that everyone has the news: two turns and a hop."""
+        self.busy_until = max(self.busy_until, self.hop + 2 * len(self.members) + 1)
+
+    def _welcome(self, committed: Proposal) -> None:
+        for member in self.members:
+            if member.flags & FRESH and (member.id, member.incarnation) in committed.members:
+                member.flags &= ~FRESH
+
+    # ------------------------------------------------------------------------------------------------- membership
+
+    def fork(self, creator: int, incarnation: int, number: int) -> None:
+        """Begin a new epoch with a visit of its creator, from this copy."""
+        self.hop += 1
+        self.lineage = [*self.lineage, Epoch(EpochId(number, creator, incarnation), self.hop)]
+        own = self.member(creator)
+        if own is not None:
+            own.last_hop = self.hop
+        self.hasten()
+
+    def propose(self, proposer: int, order: Order, serving: bool) -> Parcel:
+        """Put a view of the present members into the stream, under the next unused number."""
+        self.view_number += 1
+        members = [(member.id, member.incarnation) for member in self.ring_from(proposer)]
+        joined = frozenset(member.id for member in self.members if member.flags & FRESH)
+        if len(joined) == len(members):
+            joined = frozenset()
+        proposal = Proposal(self.view_number, serving, members, joined)
+        return self.append(proposer, 0, order, 1, proposal.encode(), Kind.VIEW)
+
+    def ring_from(self, first: int) -> list[Member]:
+        """The members in ring order, beginning with ``first``."""
+        for index, member in enumerate(self.members):
+            if member.id == first:
+                return self.members[index:] + self.members[:index]
+        return self.members
+
+    def pending_views(self) -> list[Parcel]:
+        return [parcel for parcel in self.parcels if parcel.kind == Kind.VIEW]
+
+    def cancel(self, parcel: Parcel) -> Parcel:
+        """Replace a view nobody can have committed; it stays on the token until all know."""
+        twin = Parcel(parcel.position, 1, parcel.origin, 0, parcel.order, Kind.CANCELLED, self.hop, b"")
+        self.parcels[self.parcels.index(parcel)] = twin
+        self.hasten()
+        return twin
+
+    def remove(self, node: int) -> None:
+        """Take a member off the list and cancel the views it was to be part of but has not received.
+
+        A view is committed only once all its members have received (reserved) it; nobody has committed these. Views
+        it has received stay: another member may already have committed them.
+        """
+        gone = self.member(node)
+        if gone is None:
+            return
+        index = self.members.index(gone)
+        self.members = self.members[index + 1 :] + self.members[:index]
+        for parcel in self.pending_views():
+            named = (gone.id, gone.incarnation) in Proposal.decode(parcel.body).members
+            if named and parcel.order == Order.SAFE and parcel.added_hop > gone.last_hop:
+                self.cancel(parcel)
+
+    def invite(self, after: int, node: int, incarnation: int, view_number: int) -> None:
+        """Add a newcomer behind ``after``; it counts as having received what was added before this visit."""
+        self.remove(node)
+        entry = Member(node, incarnation, self.hop - 1, JOINER | FRESH)
+        index = next((i for i, m in enumerate(self.members) if m.id == after), len(self.members) - 1)
+        self.members = [*self.members[: index + 1], entry, *self.members[index + 1 :]]
+        self.view_number = max(self.view_number, view_number)
+        self.hasten()
