@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 
 # What makes a lab and hands it out: the fixture of the scenarios.
 LabMaker = Callable[..., "Lab"]
+# One word of a traffic program's command line.
+Argument = str | int | float
 
 READY_S = 30.0
 API_TIMEOUT_S = 20.0
@@ -228,7 +230,7 @@ class Lab:
         return json.loads(self.run(node, command, timeout=timeout).stdout)
 
     @contextmanager
-    def traffic(self, program: str, *arguments: str | int | float, node: str = "client") -> Iterator["Traffic"]:
+    def traffic(self, program: str, *arguments: Argument, node: str = "client") -> Iterator["Traffic"]:
         """Run a program of netlab.traffic while the block runs; its report is there afterwards."""
         run = Traffic(self, node, program, [str(argument) for argument in arguments])
         try:
@@ -237,7 +239,7 @@ class Lab:
         finally:
             run.abort()
 
-    def measure(self, program: str, *arguments: str | int | float, node: str = "client", timeout: float = 60.0) -> Any:
+    def measure(self, program: str, *arguments: Argument, node: str = "client", timeout: float = 60.0) -> Any:
         """Run a program of netlab.traffic to its end; its report."""
         return self.json(node, Traffic.command(program, [str(argument) for argument in arguments]), timeout=timeout)
 
@@ -253,7 +255,7 @@ class Lab:
             self.start_daemon(node.name, wait=False)
         for node in self.gateways:
             self.wait_ready(node.name)
-        self.lbctl(self.gateways[0].name, "apply", "-f", str(self.directory / "cluster.toml"), "--yes")
+        self.apply(self.gateways[0].name, self.directory / "cluster.toml")
 
     def start_daemon(self, node: str, *, wait: bool = True) -> Process:
         host = self.topology.node(node)
@@ -274,11 +276,22 @@ class Lab:
             log = self.directory / "log" / f"{node}-lbd.log"
             raise LabError(f"the daemon of {node} ended at its start:\n{tail(log)}")
 
-    def api(self, node: str, method: str, path: str, body: Any = None) -> Any:
-        """One request to a gateway's API over its socket; LabError with what it said unless the status is 2xx."""
+    def apply(self, node: str, path: Path) -> None:
+        """Make a declarative file the cluster's configuration, as `lbctl apply` does, without starting a process."""
+        toml = {"Content-Type": "application/toml"}
+        difference = self.api(node, "POST", "/v1/config/diff", path.read_text(), toml)
+        if difference["changes"]:
+            match = {"If-Match": f'"{difference["version"]}"'}
+            self.api(node, "PUT", "/v1/config", path.read_text(), {**toml, **match})
+
+    def api(self, node: str, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+        """One request to a gateway's API over its socket; LabError with what it said unless the status is 2xx.
+
+        `body` is text, or something that is sent as JSON.
+        """
         connection = _UnixConnection(self.directory / node / "run" / "api.sock")
-        text = None if body is None else json.dumps(body)
-        connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
+        text = body if body is None or isinstance(body, str) else json.dumps(body)
+        connection.request(method, path, text, headers or ({"Content-Type": "application/json"} if text else {}))
         response = connection.getresponse()
         content = response.read()
         connection.close()

@@ -11,7 +11,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from netlab import faults, gateway_files, namespaces, services, state
+from netlab import build, faults, gateway_files, namespaces, services, state
 from netlab.lab import Lab, LabMaker, eventually
 from netlab.namespaces import Process
 from netlab.state import LabError
@@ -365,3 +365,15 @@ answer = sniffer.results[0]
 assert str(answer[TCP].flags) == "SA" and answer[IP if {inner} == 4 else IPv6].src == topology.vip({inner})
 """
     tunnel.run("client", [sys.executable, "-c", script])
+
+
+def test_claims_are_asked_for_and_seen(routed: Lab) -> None:
+    addresses = [routed.topology.node("gw1").address("outside", family) for family in FAMILIES]
+    sources = [routed.topology.node("client").address("outside", family) for family in FAMILIES]
+    options = [word for source in sources for word in ("--source", source)]
+    report = routed.measure("claims", "eth0", *addresses, *options, "--ask-ms", 20, "--seconds", 0.5)
+    mac = build.mac_address("gw1", "eth0")
+    for address in addresses:
+        (claimant,) = report[address]
+        assert claimant["mac"] == mac
+        assert claimant["count"] > 5

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from netlab import build, faults, gateway_files, namespaces, services, state
-from netlab.lab import Lab, LabMaker, Traffic, eventually
+from netlab.lab import Argument, Lab, LabMaker, Traffic, eventually
 from netlab.topology import HTTP_PORT, TOPOLOGIES
 
 HELD_CONNECTIONS = 200
@@ -26,7 +26,7 @@ def lab(request: pytest.FixtureRequest, make_lab: LabMaker) -> Lab:
 def under_load(lab: Lab) -> Iterator[tuple[Traffic, Traffic]]:
     """New connections all the time, and HELD_CONNECTIONS that stay open with a request every now and then."""
     vip = lab.topology.vip(4)
-    held_options: list[str | int | float] = [
+    held_options: list[Argument] = [
         "--connections",
         HELD_CONNECTIONS,
         "--concurrency",
@@ -136,7 +136,7 @@ def checked(make_lab: LabMaker) -> Lab:
     made: Lab = make_lab("routed")
     health: dict[str, str | int | bool] = {"kind": "http", "interval_ms": 200, "timeout_ms": 200, "fall": 2, "rise": 2}
     gateway_files.add_health(made.directory / "cluster.toml", TOPOLOGIES["routed"], "http4", health)
-    made.lbctl("gw1", "apply", "-f", str(made.directory / "cluster.toml"), "--yes")
+    made.apply("gw1", made.directory / "cluster.toml")
     return made
 
 
@@ -164,7 +164,6 @@ def test_a_dead_backend_is_left_out_and_comes_back(checked: Lab) -> None:
 
 def state_of(lab: Lab, backend: str) -> str:
     rows = lab.api("gw1", "GET", "/v1/backends")
-    rows = rows["backends"] if isinstance(rows, dict) else rows
     return next(str(row["state"]) for row in rows if row["service"] == "http4" and row["name"] == backend)
 
 

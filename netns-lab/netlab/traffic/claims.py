@@ -3,7 +3,8 @@
 
     python -m netlab.traffic.claims DEVICE ADDRESS … --seconds 10
 
-Reports the claims in order, runs of the same claimant joined. Two owners show as claimants that alternate.
+Reports the claims in order, runs of the same claimant joined. Two owners show as claimants that alternate. With
+--ask-ms it asks all the time, by broadcast, so that whoever thinks it owns the address answers.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ ETH_P_IPV6 = 0x86DD
 PACKET_IGNORE_OUTGOING = 23
 SOL_PACKET = 263
 ICMPV6 = 58
+NEIGHBOUR_SOLICITATION = 135
 NEIGHBOUR_ADVERTISEMENT = 136
 LINK_ADDRESS_OPTION = 2
 RUNS_MAX = 10_000
@@ -65,8 +68,27 @@ def advertised_mac(frame: bytes) -> str:
     return frame[6:12].hex(":")
 
 
+def question(address: str, mac: bytes, sources: Sequence[str]) -> bytes:
+    """An ARP request or a neighbour solicitation for the address, to all who listen for such."""
+    target = ipaddress.ip_address(address)
+    source: bytes = next(s for s in map(ipaddress.ip_address, sources) if s.version == target.version).packed
+    if target.version == 4:
+        arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + source + bytes(6) + target.packed
+        return b"\xff" * 6 + mac + ETH_P_ARP.to_bytes(2, "big") + arp
+    group = bytes.fromhex("ff0200000000000000000001ff") + target.packed[-3:]
+    body: bytes = struct.pack("!BBHI", NEIGHBOUR_SOLICITATION, 0, 0, 0) + target.packed + bytes([1, 1]) + mac
+    total = sum(struct.unpack(f"!{len(body) // 2}H", body)) + sum(struct.unpack("!16H", source + group))
+    total += len(body) + ICMPV6
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    body = body[:2] + (~total & 0xFFFF).to_bytes(2, "big") + body[4:]
+    header: bytes = struct.pack("!IHBB", 6 << 28, len(body), ICMPV6, 255) + source + group
+    return b"\x33\x33" + group[-4:] + mac + ETH_P_IPV6.to_bytes(2, "big") + header + body
+
+
 class Watch:
-    def __init__(self, device: str, addresses: set[str]) -> None:
+    def __init__(self, device: str, addresses: set[str], sources: Sequence[str]) -> None:
+        self.sources = sources
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self.socket.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, struct.pack("i", 1))
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
@@ -76,11 +98,24 @@ class Watch:
         self.runs: dict[str, list[Run]] = {address: [] for address in addresses}
         self.stopping = False
 
-    def watch(self, seconds: float | None) -> None:
+    def watch(self, seconds: float | None, ask_s: float) -> None:
         end = float("inf") if seconds is None else time.monotonic() + seconds
+        questions = [question(address, self.socket.getsockname()[4], self.sources) for address in self.addresses]
+        following = time.monotonic()
         while not self.stopping and time.monotonic() < end:
-            if select.select([self.socket], [], [], 0.05)[0]:
+            if ask_s and time.monotonic() >= following:
+                following = time.monotonic() + ask_s
+                for frame in questions:
+                    self.ask(frame)
+            if select.select([self.socket], [], [], ask_s or 0.05)[0]:
                 self.take()
+
+    def ask(self, frame: bytes) -> None:
+        try:
+            self.socket.send(frame)
+        except OSError:
+            # The watcher's own link is down for the moment.
+            return
 
     def take(self) -> None:
         try:
@@ -108,15 +143,18 @@ def main() -> None:
     parser.add_argument("device")
     parser.add_argument("addresses", nargs="+")
     parser.add_argument("--seconds", type=float)
+    parser.add_argument("--ask-ms", type=float, default=0.0, help="ask for the addresses this often")
+    parser.add_argument("--source", action="append", default=[], help="own address to ask from, one per family")
     options = parser.parse_args()
-    watch = Watch(options.device, {str(ipaddress.ip_address(address)) for address in options.addresses})
+    addresses = {str(ipaddress.ip_address(address)) for address in options.addresses}
+    watch = Watch(options.device, addresses, options.source)
 
     def stop(*_: object) -> None:
         watch.stopping = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    watch.watch(options.seconds)
+    watch.watch(options.seconds, options.ask_ms / 1000)
     json.dump(watch.report(), sys.stdout)
     sys.stdout.write("\n")
 
