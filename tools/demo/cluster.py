@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Three gateways: the owner of the virtual address is killed, cut off, brought back and drained; clients go on."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from netlab import cluster, faults, services
+from netlab.lab import Argument, Lab, Traffic, eventually
+from netlab.topology import FAMILIES, HTTP_PORT
+
+from tools.demo.story import Story
+
+DOWNLOADS = 10
+HELD = 50
+PUSHED = 20
+DOWNLOAD_BYTES = 256 << 20
+# What a client may notice of a takeover, at the most.
+GAP_MS_MAX = 1000.0
+
+
+@dataclass
+class Event:
+    """One thing that was done to the cluster, and what a client probing each millisecond saw of it."""
+
+    text: str
+    gap_ms: float
+    before: str
+    after: str
+    timeline: list[str]
+
+
+class ClusterDemo:
+    def __init__(self, story: Story, lab: Lab) -> None:
+        self.story = story
+        self.lab = lab
+        self.vip = lab.topology.vip(4)
+        self.events: list[Event] = []
+
+    def names(self, *but: str) -> list[str]:
+        return [gateway.name for gateway in self.lab.gateways if gateway.name not in but]
+
+    def show(self) -> None:
+        nodes = cluster.reachable(self.lab, "/v1/nodes")
+        self.story.table(
+            "The ring", ("gateway", "state", "in view"), ((row["name"], row["state"], row["in_view"]) for row in nodes)
+        )
+        vips = cluster.reachable(self.lab, "/v1/vips")
+        self.story.table(
+            "Virtual addresses",
+            ("address", "segment", "owner"),
+            ((v["address"], v["segment"], v["owner"]) for v in vips),
+        )
+
+    def disturb(self, text: str, action: Callable[[], None], done: Callable[[], None], asked: list[str]) -> None:
+        """Do something, wait until it has had its effect, and note the longest gap a client saw. `asked`: gateways
+        that can say what happened."""
+        before = cluster.owner(self.lab, self.vip)
+        sources: list[Argument] = []
+        for family in FAMILIES:
+            sources += ["--source", self.lab.topology.node("client").address("outside", family)]
+        with (
+            self.lab.traffic("udp_probe", self.vip) as probe,
+            self.lab.traffic("claims", "eth0", self.vip, *sources) as claims,
+        ):
+            eventually(lambda: cluster.reachable(self.lab, "/v1/status"))
+            time.sleep(0.3)  # so that the prober has a time before the event to compare with
+            at, wall = time.monotonic(), time.time()
+            action()
+            done()
+            time.sleep(0.3)  # and a time after it
+        but = self.names(*asked)
+        after = cluster.owner(self.lab, self.vip, but)
+        timeline = [
+            *self.claimed(claims.report[self.vip], at),
+            *self.recorded(wall, but),
+            f"{(probe.report['gap_at_monotonic'] - at) * 1000:+8.1f} ms  probes unanswered for "
+            f"{probe.report['gap_ms']:.1f} ms"
+            if probe.report["lost"]
+            else "             no probe lost",
+        ]
+        event = Event(text, probe.report["gap_ms"], before, after, sorted(timeline))
+        self.events.append(event)
+        held = probe.report["answered_at_end"] and event.gap_ms < GAP_MS_MAX
+        self.story.fact(f"{text}: gap {event.gap_ms:.1f} ms, the address is with {after} now", held)
+        for line in event.timeline:
+            self.story.console.print(f"            [dim]{line}[/dim]")
+
+    def claimed(self, runs: list[dict[str, Any]], at: float) -> list[str]:
+        return [
+            f"{(run['first'] - at) * 1000:+8.1f} ms  {self.vip} announced by {self.gateway_of(run['mac'])}"
+            for run in runs
+            if run["first"] >= at
+        ]
+
+    def recorded(self, wall: float, but: list[str]) -> list[str]:
+        rows = [row for row in cluster.reachable(self.lab, "/v1/events?limit=200", but) if row["time"] >= wall]
+        return [f"{(row['time'] - wall) * 1000:+8.1f} ms  {row['message']}" for row in rows[:8]]
+
+    def gateway_of(self, mac: str) -> str:
+        from netlab.build import mac_address
+
+        return next((name for name in self.names() if mac_address(name, "eth0") == mac), mac)
+
+    # -- the events ---------------------------------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        victim = cluster.owner(self.lab, self.vip)
+        rest = self.names(victim)
+        self.disturb(
+            f"kill -9 of the daemon on {victim}, the owner",
+            lambda: faults.signal_daemon(self.lab, victim, "kill"),
+            lambda: cluster.wait_for_owners(self.lab, rest, but=[victim]),
+            rest,
+        )
+        self.disturb(f"{victim} started again", lambda: self.start(victim), lambda: cluster.settle(self.lab), rest)
+
+    def start(self, node: str) -> None:
+        self.lab.start_daemon(node)
+
+    def cut(self) -> None:
+        victim = cluster.owner(self.lab, self.vip)
+        rest = self.names(victim)
+        self.disturb(
+            f"every link of {victim}, the owner, cut",
+            lambda: faults.set_links(self.lab, victim, up=False),
+            lambda: cluster.wait_for_owners(self.lab, rest, but=[victim]),
+            rest,
+        )
+        self.disturb(
+            f"the links of {victim} mended",
+            lambda: faults.heal(self.lab, [victim]),
+            lambda: cluster.settle(self.lab),
+            rest,
+        )
+
+    def drain(self) -> None:
+        victim = cluster.owner(self.lab, self.vip)
+        rest = self.names(victim)
+        self.disturb(
+            f"lbctl node drain {victim}, the owner",
+            lambda: self.lab.api(victim, "POST", f"/v1/nodes/{victim}/drain"),
+            lambda: cluster.wait_for_owners(self.lab, rest),
+            rest,
+        )
+        self.disturb(
+            f"lbctl node undrain {victim}",
+            lambda: self.lab.api(victim, "POST", f"/v1/nodes/{victim}/undrain"),
+            lambda: cluster.settle(self.lab),
+            rest,
+        )
+
+
+def tell(story: Story, name: str) -> None:
+    story.chapter("Three gateways")
+    story.say("A client segment, a server segment, three gateways between them as one ring. Virtual addresses on both")
+    story.say("sides move between gateways; connections are in every gateway's table before they are needed there.")
+    with story.step("network built, servers and three daemons started, services applied"):
+        lab = Lab.up(name, "three-gateways")
+    try:
+        with story.step("the ring is closed, every virtual address has an owner"):
+            cluster.settle(lab)
+        digest = services.make_content(lab.directory, "long", DOWNLOAD_BYTES)
+        demo = ClusterDemo(story, lab)
+        demo.show()
+        run_under_load(story, demo, digest)
+    finally:
+        lab.down()
+
+
+def run_under_load(story: Story, demo: ClusterDemo, digest: str) -> None:
+    vip, lab = demo.vip, demo.lab
+    story.say(f"Clients from here to the end: {DOWNLOADS} long downloads checked by hash, {HELD} connections with a")
+    story.say(f"request each 0.1 s, {PUSHED} on which only the server sends, and new connections all the time.")
+    with ExitStack() as stack:
+        start = stack.enter_context
+        held: list[Argument] = ["--connections", HELD, "--concurrency", HELD, "--requests", 0, "--interval", 0.1]
+        downloads: list[Argument] = ["--path", "/slow/long", "--count", DOWNLOADS, "--repeat", "--sha256", digest]
+        traffic = {
+            "long downloads": start(lab.traffic("downloads", vip, HTTP_PORT, *downloads)),
+            "held connections": start(lab.traffic("http_load", vip, HTTP_PORT, *held)),
+            "server-pushed": start(lab.traffic("push_watch", vip, "--count", PUSHED)),
+            "new connections": start(
+                lab.traffic("http_load", vip, HTTP_PORT, "--connections", 0, "--concurrency", 4, "--pause", 0.02)
+            ),
+        }
+        expected = DOWNLOADS + HELD + PUSHED
+        eventually(
+            lambda: len(lab.run("client", ["ss", "-Htn", "state", "established"]).stdout.splitlines()) >= expected
+        )
+        demo.kill()
+        demo.cut()
+        demo.drain()
+    summarise(story, demo, traffic)
+
+
+def summarise(story: Story, demo: ClusterDemo, traffic: dict[str, Traffic]) -> None:
+    story.chapter("Summary")
+    story.table(
+        "What a client probing each millisecond saw",
+        ("event", "gap ms", "owner before", "owner after"),
+        ((event.text, f"{event.gap_ms:.1f}", event.before, event.after) for event in demo.events),
+    )
+    rows = []
+    for what, run in traffic.items():
+        report = run.report
+        stall = report.get("longest_stall_ms", report.get("longest_silence_ms"))
+        done = report.get("requests") or report.get("records") or f"{report.get('bytes', 0) >> 20} MiB"
+        rows.append((what, done, report["failed"], report.get("lost_connections", report["failed"]), f"{stall:.0f}"))
+    story.table("What the other clients saw", ("clients", "done", "failed", "lost", "longest stall ms"), rows)
+    failed = sum(row[2] for row in rows)
+    lost = sum(row[3] for row in rows)
+    story.fact(f"failed requests: {failed}", failed == 0)
+    story.fact(f"lost connections: {lost}", lost == 0)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Telling what happens: steps with their time, facts that must hold, tables, and the verdict at the end."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Story:
+    """Prints as it goes; `failed` holds every fact that turned out wrong."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self.begun = time.monotonic()
+        self.failed: list[str] = []
+
+    def chapter(self, title: str) -> None:
+        self.console.print()
+        self.console.rule(f"[bold]{title}", align="left")
+
+    def say(self, text: str) -> None:
+        self.console.print(f"[dim]{time.monotonic() - self.begun:6.1f} s[/dim]  {text}")
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """Says what is being done and, once the block is through, how long it took."""
+        begun = time.monotonic()
+        yield
+        self.say(f"{text} [dim]({(time.monotonic() - begun) * 1000:.0f} ms)[/dim]")
+
+    def fact(self, text: str, holds: bool) -> None:
+        """Something that must hold; the demo goes on either way and fails at its end."""
+        self.say(f"[green]✓[/green] {text}" if holds else f"[bold red]✗ {text}[/bold red]")
+        if not holds:
+            self.failed.append(text)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right")
+        for row in rows:
+            table.add_row(*(str(cell) for cell in row))
+        self.console.print(table)
+
+    def verdict(self) -> int:
+        """Exit code."""
+        self.console.print()
+        seconds = time.monotonic() - self.begun
+        if self.failed:
+            self.console.print(f"[bold red]The demo failed after {seconds:.0f} s:[/bold red]")
+            for text in self.failed:
+                self.console.print(f"  [red]✗ {text}[/red]")
+            return 1
+        self.console.print(f"[bold green]All of it held, in {seconds:.0f} s.[/bold green]")
+        return 0
