@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len
 
-from lb.model import Name, Strict, described
+from lb.model import Name, Network, Strict, described
 
 XdpMode = Literal["auto", "native", "generic"]
 RingMode = Literal["consistent", "fast"]
@@ -103,6 +103,14 @@ class Engine(Strict):
     half_open_max: Annotated[int, Ge(1024), Le(1 << 22)] = described(
         "Half-open connections remembered.", default=1 << 16
     )
+    admissions_per_s: Annotated[int, Ge(0), Le(100_000_000)] = described(
+        "Unproven connections that may enter the table per second and CPU; 0: no limit.", default=200_000
+    )
+    tunnel_sources: Annotated[tuple[Network, ...], Len(0, 2)] = described(
+        "`tunnel`: outer source addresses, an IPv4 and an IPv6 network; their host bits vary by flow, so that "
+        "a receiver spreads the load over its queues. Empty: the gateway's own address.",
+        default=(),
+    )
     sweep_interval_ms: Annotated[int, Ge(200), Le(600_000)] = described(
         "Time between two searches for expired connections.", default=10_000
     )
@@ -138,8 +146,13 @@ class NodeConfig(Strict):
 
     @property
     def bpffs(self) -> Path:
-        """Where the BPF file system is mounted; this node's pins are in a directory of its name below."""
+        """Where the BPF file system is mounted."""
         return self.run_dir / PIN_DIRECTORY
+
+    @property
+    def pins(self) -> Path:
+        """This node's pins. A BPF file system takes no dots in names."""
+        return self.bpffs / self.node.name.replace(".", "_")
 
     @property
     def segments(self) -> tuple[str, ...]:

@@ -57,9 +57,18 @@ def is_interface_address(text: str) -> bool:
     return "/" in text
 
 
+def is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
+
+
 Name = Annotated[str, Predicate(is_name)]
 Address = Annotated[str, Predicate(is_address)]
 InterfaceAddress = Annotated[str, Predicate(is_interface_address)]
+Network = Annotated[str, Predicate(is_network)]
 Port = Annotated[int, Ge(0), Le(65535)]
 Identity = Annotated[int, Ge(0), Le(16383)]
 
@@ -68,6 +77,7 @@ ALLOWED_TEXT: Mapping[Any, str] = MappingProxyType(
     {
         is_name: "1 to 64 letters, digits, '-', '_' or '.', starting with a letter or digit",
         is_address: "an IPv4 or IPv6 address without prefix length",
+        is_network: "an IPv4 or IPv6 network without host bits, such as 172.16.0.0/16",
         is_interface_address: "an IPv4 or IPv6 address with prefix length, such as 10.0.1.100/24",
     }
 )

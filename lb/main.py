@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lbd`: the command line and the life of the daemon's process."""
+
+import argparse
+import asyncio
+import gc
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from ebpf.loader import LoaderError
+from ebpf.maps import LayoutMismatchError
+from lb import __version__, validate
+from lb.config import ConfigError, NodeConfig
+from lb.control import ControlError
+from lb.daemon import AlreadyRunning, Daemon
+from lb.packet_engine import EngineError, detach_path
+
+EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
+# The interpreter hands the processor from a working thread to the event loop after this time.
+SWITCH_SECONDS = 0.0005
+REFUSALS = (LoaderError, LayoutMismatchError, AlreadyRunning, EngineError, ControlError, OSError)
+log = logging.getLogger("lb")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, also the source of the manual page."""
+    result = argparse.ArgumentParser(prog="lbd", description="Gateway daemon of rainlb.")
+    result.add_argument("--config", type=Path, required=True, metavar="FILE", help="the node file")
+    result.add_argument("--services", type=Path, metavar="FILE", help="a cluster file, applied at start and on SIGHUP")
+    result.add_argument("--check", action="store_true", help="validate the files and exit")
+    result.add_argument("--detach", action="store_true", help="when stopped, take the data path out as well")
+    result.add_argument(
+        "--remove", action="store_true", help="take the data path out and exit (no daemon may be running)"
+    )
+    result.add_argument("--no-children", action="store_true", help="do not start the API and health processes")
+    result.add_argument(
+        "--log-level", default="info", choices=["debug", "info", "warning", "error"], help="default: info"
+    )
+    result.add_argument("--version", action="version", version=f"rainlb {__version__}")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        node = _read_files(options)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    if options.check:
+        return EXIT_OK
+    try:
+        return _remove(node) if options.remove else _run(node, options)
+    except REFUSALS as error:
+        print(f"lbd: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _read_files(options: argparse.Namespace) -> NodeConfig:
+    node = validate.node_config(validate.read_file(options.config), str(options.config))
+    if options.services is not None:
+        validate.cluster_config(validate.read_file(options.services), str(options.services))
+    return node
+
+
+def _remove(node: NodeConfig) -> int:
+    names = detach_path(node)
+    print(f"taken off: {', '.join(names) or 'nothing was attached'}")
+    return EXIT_OK
+
+
+def _run(node: NodeConfig, options: argparse.Namespace) -> int:
+    sys.setswitchinterval(SWITCH_SECONDS)
+    daemon = Daemon(node, options.config.resolve(), options.services, with_children=not options.no_children)
+    uvloop.run(_serve(daemon, detach=options.detach))
+    return EXIT_OK
+
+
+async def _serve(daemon: Daemon, *, detach: bool) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: daemon.spawn(daemon.shut_down(detach=detach), "stop"))
+    loop.add_signal_handler(signal.SIGHUP, lambda: daemon.spawn(daemon.reload(), "reload"))
+    await daemon.start()
+    # What start-up allocated lives as long as the process: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    log.info(
+        "node %s of cluster %s serves, configuration %d",
+        daemon.node.node.name,
+        daemon.node.cluster,
+        daemon.store.current.version,
+    )
+    daemon.notifier.ready("in service")
+    daemon.spawn(daemon.watch_dog(), "watchdog")
+    await daemon.stopped.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

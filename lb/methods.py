@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control methods of a gateway by itself: state, configuration, backends. A cluster adds its own."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from lb import __version__, validate
+from lb.config import ConfigError
+from lb.control import Caller, ControlError
+from lb.document import document, toml_text
+from lb.events import Event
+from lb.events import to_plain as event_to_plain
+from lb.model import Backend, ClusterConfig, Service
+from lb.model_change import Change, IdentitiesExhausted, diff
+from lb.packet_engine import EngineError
+from lb.store import VersionConflict
+
+if TYPE_CHECKING:
+    from lb.daemon import Daemon
+
+EVENT_LIMIT_MAX = 10_000
+CHANGES_IN_EVENT_MAX = 5
+Params = dict[str, Any]
+
+
+def register(daemon: "Daemon") -> None:
+    """Offers the methods on the daemon's control socket."""
+    offered: dict[str, Callable[[Daemon, Params, Caller], Any]] = {
+        "status": _status,
+        "services": _services,
+        "backends": _backends,
+        "events": _events,
+        "metrics": _metrics,
+        "config.get": _config_get,
+        "config.diff": _config_diff,
+        "config.apply": _config_apply,
+        "backend.drain": _backend_drain,
+        "backend.undrain": _backend_undrain,
+        "backend.weight": _backend_weight,
+        "health.targets": _health_targets,
+        "health.report": _health_report,
+        "detach": _detach,
+    }
+    for name, method in offered.items():
+        daemon.control.register(name, _bound(daemon, method))
+
+
+def _bound(daemon: "Daemon", method: Callable[["Daemon", Params, Caller], Any]) -> Any:
+    async def handle(params: Params, caller: Caller) -> Any:
+        result = method(daemon, params, caller)
+        return await result if asyncio.iscoroutine(result) else result
+
+    return handle
+
+
+def text_param(params: Params, name: str) -> str:
+    """A text parameter. Raises ControlError."""
+    value = params.get(name)
+    if not isinstance(value, str) or not value:
+        raise ControlError("bad_request", f"parameter {name} must be a text", field=name)
+    return value
+
+
+def int_param(params: Params, name: str, lowest: int, highest: int, default: int | None = None) -> int:
+    """A whole number within bounds. Raises ControlError."""
+    value = params.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+        raise ControlError("bad_request", f"parameter {name} must be a number from {lowest} to {highest}", field=name)
+    return value
+
+
+# --- state -----------------------------------------------------------------------------------------------------------
+
+
+def _status(daemon: "Daemon", _params: Params, _caller: Caller) -> dict[str, Any]:
+    config = daemon.store.current
+    modes = {attached.name: attached.mode for attached in daemon.attached}
+    return {
+        "cluster": daemon.node.cluster,
+        "node": daemon.node.node.name,
+        "node_id": daemon.node.node.id,
+        "version": __version__,
+        "state": daemon.state,
+        "reason": daemon.reason or None,
+        "started_at": daemon.started_at,
+        "uptime_s": time.time() - daemon.started_at,
+        "config_version": config.version,
+        "view": daemon.view(),
+        "loop_lag_ms": daemon.lag.worst_s * 1000,
+        "interfaces": [
+            {"name": each.name, "segment": each.segment, "xdp_mode": modes.get(each.name)}
+            for each in daemon.node.interfaces
+        ],
+        "service_count": len(config.services),
+        "backend_count": sum(len(service.backends) for service in config.services),
+        "vip_count": len(config.vips),
+        "engine_updates": daemon.driver.updates,
+        "engine_failures": daemon.driver.failures,
+        "connections": daemon.sweeps.last.seen,
+    }
+
+
+def _services(daemon: "Daemon", _params: Params, _caller: Caller) -> list[dict[str, Any]]:
+    return [_service_row(daemon, service) for service in daemon.store.current.services]
+
+
+def _service_row(daemon: "Daemon", service: Service) -> dict[str, Any]:
+    states = [backend_state(daemon, service, backend)[0] for backend in service.backends]
+    return {
+        "name": service.name,
+        "id": service.id,
+        "address": service.address,
+        "port": service.port or "any",
+        "protocol": service.protocol,
+        "forward": service.forward,
+        "scheduler": service.scheduler,
+        "persistence_s": service.persistence_s,
+        "replicate": service.replicate,
+        "on_backend_death": service.on_backend_death,
+        "backend_count": len(service.backends),
+        "backends_up": states.count("up"),
+    }
+
+
+def _backends(daemon: "Daemon", _params: Params, _caller: Caller) -> list[dict[str, Any]]:
+    return [_backend_row(daemon, s, backend) for s in daemon.store.current.services for backend in s.backends]
+
+
+def _backend_row(daemon: "Daemon", service: Service, backend: Backend) -> dict[str, Any]:
+    state, reason = backend_state(daemon, service, backend)
+    condition = daemon.board.condition(backend.id)
+    return {
+        "service": service.name,
+        "name": backend.name,
+        "id": backend.id,
+        "address": backend.address,
+        "port": service.port_of(backend) or "any",
+        "weight": backend.weight,
+        "effective_weight": condition.weight(backend.weight),
+        "connections_max": backend.connections_max,
+        "state": state,
+        "reason": reason,
+        "drain": backend.drain,
+        "alive": condition.alive,
+        "tenths": condition.tenths,
+        "detail": condition.detail,
+        "since": condition.since,
+    }
+
+
+def backend_state(daemon: "Daemon", service: Service, backend: Backend) -> tuple[str, str | None]:
+    """up, down, draining or unresolved, and why."""
+    condition = daemon.board.condition(backend.id)
+    if not condition.alive:
+        return "down", condition.detail
+    problem = daemon.neighbours.problems.get(backend.id)
+    if problem is not None:
+        return "unresolved", problem
+    if backend.drain or backend.weight == 0:
+        return "draining", "drained" if backend.drain else "weight 0"
+    return "up", None if service.health is None else condition.detail
+
+
+def _events(daemon: "Daemon", params: Params, _caller: Caller) -> list[dict[str, Any]]:
+    after = int_param(params, "after", 0, 1 << 62, 0)
+    limit = int_param(params, "limit", 1, EVENT_LIMIT_MAX, 100)
+    return [event_to_plain(event) for event in daemon.journal.after(after, limit)]
+
+
+def _metrics(daemon: "Daemon", _params: Params, _caller: Caller) -> Any:
+    return daemon.metrics.as_plain()
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+
+def _config_get(daemon: "Daemon", _params: Params, _caller: Caller) -> dict[str, Any]:
+    config = daemon.store.current
+    content = document(config)
+    return {"version": config.version, "document": content, "text": toml_text(content)}
+
+
+async def _config_diff(daemon: "Daemon", params: Params, _caller: Caller) -> dict[str, Any]:
+    wanted = await _validated(params)
+    config = daemon.store.current
+    return {"version": config.version, "changes": _plain(diff(config, wanted)), "warnings": warnings(daemon, wanted)}
+
+
+async def _config_apply(daemon: "Daemon", params: Params, caller: Caller) -> dict[str, Any]:
+    version = params.get("if_version")
+    if version is not None:
+        version = int_param(params, "if_version", 0, 1 << 62)
+    form = params.get("format", "toml")
+    text, source = text_param(params, "text"), str(params.get("source") or "request")
+    return await apply_text(daemon, text, form, source, version, caller)
+
+
+async def apply_text(
+    daemon: "Daemon", text: str, form: str, source: str, version: int | None, caller: Caller
+) -> dict[str, Any]:
+    """Validates a cluster file and makes it the current configuration. Raises ConfigError or ControlError."""
+    wanted = await _validated({"text": text, "format": form, "source": source})
+    return await apply(daemon, wanted, version, caller)
+
+
+async def _validated(params: Params) -> ClusterConfig:
+    form = params.get("format", "toml")
+    if form not in ("toml", "json"):
+        raise ControlError("bad_request", f"unknown format {form!r}", field="format", remedy="toml or json")
+    source = str(params.get("source") or "request")[:256]
+    text = params.get("text")
+    if not isinstance(text, str):
+        raise ControlError("bad_request", "parameter text must be a text", field="text")
+    try:
+        return await asyncio.to_thread(validate.cluster_config, text, source, form)
+    except ConfigError as error:
+        first = error.problems[0]
+        raise ControlError("invalid", str(error), field=first["path"] or None, remedy=_remedy(first)) from None
+
+
+def _remedy(problem: dict[str, Any]) -> str | None:
+    return f"allowed: {problem['allowed']}" if problem["allowed"] else None
+
+
+async def apply(daemon: "Daemon", wanted: ClusterConfig, version: int | None, caller: Caller) -> dict[str, Any]:
+    """Makes a validated configuration the current one, and waits until the packet path has it. Raises ControlError."""
+    old = daemon.store.current
+    changes = diff(old, wanted)
+    notes = warnings(daemon, wanted)
+    if version is not None and version != old.version:
+        raise _conflict(VersionConflict(version, old.version))
+    if not changes and old.version:
+        return {"version": old.version, "changes": [], "warnings": notes}
+    try:
+        new = await daemon.store.apply(wanted, version, caller)
+        await daemon.driver.settled()
+    except VersionConflict as error:
+        raise _conflict(error) from None
+    except IdentitiesExhausted as error:
+        raise ControlError("invalid", str(error)) from None
+    except OSError as error:
+        remedy = f"see whether {daemon.node.state_dir} is writable and has room"
+        raise ControlError("unavailable", f"the configuration cannot be kept: {error}", remedy=remedy) from None
+    except EngineError as error:
+        raise ControlError("unavailable", str(error), remedy="see `lbctl events` and the daemon's journal") from None
+    daemon.report(
+        Event("config.applied", _in_short(new.version, changes), subject=f"version {new.version}", who=caller.who)
+    )
+    return {"version": new.version, "changes": _plain(changes), "warnings": notes}
+
+
+def _conflict(error: VersionConflict) -> ControlError:
+    return ControlError(
+        "version_mismatch", str(error), field="if_version", remedy="look at the difference again, then apply"
+    )
+
+
+def _in_short(version: int, changes: list[Change]) -> str:
+    texts = [change.text for change in changes[:CHANGES_IN_EVENT_MAX]]
+    if len(changes) > CHANGES_IN_EVENT_MAX:
+        texts.append(f"and {len(changes) - CHANGES_IN_EVENT_MAX} more")
+    return f"configuration {version}: {'; '.join(texts)}"
+
+
+def _plain(changes: list[Change]) -> list[dict[str, Any]]:
+    return [asdict(change) for change in changes]
+
+
+def warnings(daemon: "Daemon", config: ClusterConfig) -> list[str]:
+    """What is allowed and probably not meant."""
+    segments = set(daemon.node.segments)
+    known = ", ".join(sorted(segments))
+    found = [
+        f"vip {vip.address}: this gateway has no interface on segment {vip.segment}, only on {known}"
+        for vip in config.vips
+        if vip.segment not in segments
+    ]
+    for service in config.services:
+        takers = [backend for backend in service.backends if backend.weight and not backend.drain]
+        if service.forward != "local" and not takers:
+            found.append(f"service {service.name}: no backend takes new connections")
+    return found
+
+
+# --- backends --------------------------------------------------------------------------------------------------------
+
+
+async def _backend_drain(daemon: "Daemon", params: Params, caller: Caller) -> dict[str, Any]:
+    return await _change_backend(daemon, params, caller, drain=True)
+
+
+async def _backend_undrain(daemon: "Daemon", params: Params, caller: Caller) -> dict[str, Any]:
+    return await _change_backend(daemon, params, caller, drain=False)
+
+
+async def _backend_weight(daemon: "Daemon", params: Params, caller: Caller) -> dict[str, Any]:
+    return await _change_backend(daemon, params, caller, weight=int_param(params, "weight", 0, 65535))
+
+
+async def _change_backend(daemon: "Daemon", params: Params, caller: Caller, **changes: Any) -> dict[str, Any]:
+    config = daemon.store.current
+    service = config.service(text_param(params, "service"))
+    if service is None:
+        known = ", ".join(each.name for each in config.services) or "none"
+        raise ControlError(
+            "not_found", f"no service {params['service']!r}", field="service", remedy=f"there are: {known}"
+        )
+    backend = service.backend(text_param(params, "backend"))
+    if backend is None:
+        known = ", ".join(each.name for each in service.backends) or "none"
+        message = f"service {service.name} has no backend {params['backend']!r}"
+        raise ControlError("not_found", message, field="backend", remedy=f"there are: {known}")
+    backends = tuple(replace(each, **changes) if each is backend else each for each in service.backends)
+    services = tuple(replace(each, backends=backends) if each is service else each for each in config.services)
+    return await apply(daemon, replace(config, services=services), config.version, caller)
+
+
+# --- health and the end ----------------------------------------------------------------------------------------------
+
+
+def _health_targets(daemon: "Daemon", _params: Params, _caller: Caller) -> dict[str, Any]:
+    return {"targets": daemon.board.targets()}
+
+
+def _health_report(daemon: "Daemon", params: Params, _caller: Caller) -> dict[str, Any]:
+    findings = params.get("findings")
+    if not isinstance(findings, list):
+        raise ControlError("bad_request", "findings must be a list", field="findings")
+    try:
+        daemon.board.report(findings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ControlError("bad_request", f"a finding is malformed: {error}", field="findings") from None
+    return {}
+
+
+async def _detach(daemon: "Daemon", _params: Params, caller: Caller) -> dict[str, Any]:
+    daemon.report(
+        Event("engine.detached", "the packet path is taken off all interfaces", who=caller.who, severity="warning")
+    )
+    daemon.spawn(daemon.shut_down(detach=True), "detach")
+    return {"interfaces": [attached.name for attached in daemon.attached]}

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VIPs of a gateway that stands alone: it holds all of them, always."""
+
+import asyncio
+import logging
+import time
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from typing import TYPE_CHECKING, Any
+
+from lb.announce import Announcer, Claim
+from lb.control import Caller, ControlError
+from lb.events import Event
+from lb.model import EMPTY, ClusterConfig, Vip
+from lb.netlink import Link, Netlink, NetlinkError
+from lb.packet_engine import FOREVER_NS
+
+if TYPE_CHECKING:
+    from lb.daemon import Daemon
+
+log = logging.getLogger("lb.vips")
+LEASE_FOREVER_NS = FOREVER_NS // 2
+
+
+class SingleNode:
+    """Puts the VIPs on the interfaces of their segments and answers for them without end."""
+
+    name = "vips"
+
+    def __init__(self, daemon: "Daemon") -> None:
+        self._daemon = daemon
+        self._since: dict[str, float] = {}
+        self._problems: dict[str, str] = {}
+        self._announcer: Announcer | None = None
+        self._change = asyncio.Lock()
+        daemon.control.register("vips", self._vips)
+        daemon.control.register("nodes", self._nodes)
+        for method in ("vip.move", "vip.pin", "vip.unpin", "vip.prefer", "node.drain", "node.undrain"):
+            daemon.control.register(method, self._refuse)
+
+    async def start(self) -> None:
+        self._announcer = Announcer(asyncio.get_running_loop(), self._conflict)
+        self._daemon.engine.set_lease(LEASE_FOREVER_NS)
+        self._daemon.store.on_change(self._changed)
+        await self._take(EMPTY, self._daemon.store.current)
+
+    async def stop(self, planned: bool) -> None:
+        """The addresses stay: packets go on while the daemon is away."""
+        if self._announcer is not None:
+            self._announcer.close()
+
+    def release(self) -> None:
+        """Takes all VIPs off the interfaces, when the data path is taken out."""
+        with Netlink() as netlink:
+            for vip in self._daemon.store.current.vips:
+                self._off(netlink, _links(netlink), vip)
+
+    def _changed(self, old: ClusterConfig, new: ClusterConfig) -> None:
+        self._daemon.spawn(self._take(old, new), "vips")
+
+    async def _take(self, old: ClusterConfig, new: ClusterConfig) -> None:
+        async with self._change:
+            await asyncio.to_thread(self._place, old, new)
+            held = [vip.host for vip in new.vips if vip.host not in self._problems]
+            await asyncio.to_thread(self._daemon.engine.hold, held)
+            before = {vip.host for vip in old.vips}
+            self._announce([vip for vip in new.vips if vip.host in held and vip.host not in before])
+
+    def _place(self, old: ClusterConfig, new: ClusterConfig) -> None:
+        with Netlink() as netlink:
+            links = _links(netlink)
+            wanted = {(vip.address, vip.segment) for vip in new.vips}
+            for vip in old.vips:
+                if (vip.address, vip.segment) not in wanted:
+                    self._off(netlink, links, vip)
+            for vip in new.vips:
+                self._on(netlink, links, vip)
+
+    def _on(self, netlink: Netlink, links: dict[str, Link], vip: Vip) -> None:
+        link = self._link_of(links, vip)
+        if link is None:
+            self._problems[vip.host] = f"no interface of this gateway is on segment {vip.segment}"
+            log.warning("VIP %s: %s", vip.address, self._problems[vip.host])
+            return
+        try:
+            netlink.add_address(link.index, _interface_of(vip))
+        except NetlinkError as error:
+            self._problems[vip.host] = str(error)
+            log.warning("VIP %s cannot be put on %s: %s", vip.address, link.name, error)
+            return
+        self._problems.pop(vip.host, None)
+        self._since.setdefault(vip.host, time.time())
+
+    def _off(self, netlink: Netlink, links: dict[str, Link], vip: Vip) -> None:
+        self._since.pop(vip.host, None)
+        self._problems.pop(vip.host, None)
+        link = self._link_of(links, vip)
+        if link is not None:
+            netlink.delete_address(link.index, _interface_of(vip))
+
+    def _link_of(self, links: dict[str, Link], vip: Vip) -> Link | None:
+        names = [interface.name for interface in self._daemon.node.interfaces if interface.segment == vip.segment]
+        return next((links[name] for name in names if name in links), None)
+
+    def _announce(self, vips: list[Vip]) -> None:
+        with Netlink() as netlink:
+            links = _links(netlink)
+        for vip in vips:
+            link = self._link_of(links, vip)
+            if link is not None and len(link.mac) == 6 and self._announcer is not None:
+                self._announcer.start(link.name, link.mac, vip.host)
+
+    def _conflict(self, interface: str, claim: Claim) -> None:
+        mac = claim.mac.hex(":")
+        self._daemon.report(
+            Event(
+                "vip.duplicate",
+                f"another host ({mac}) on {interface} uses {claim.address}: take it off there",
+                subject=str(claim.address),
+                severity="error",
+            )
+        )
+
+    async def _vips(self, _params: dict[str, Any], _caller: Caller) -> list[dict[str, Any]]:
+        return [self._vip(vip) for vip in self._daemon.store.current.vips]
+
+    def _vip(self, vip: Vip) -> dict[str, Any]:
+        problem = self._problems.get(vip.host)
+        return {
+            "address": vip.address,
+            "segment": vip.segment,
+            "owner": None if problem else self._daemon.node.node.name,
+            "since": self._since.get(vip.host),
+            "reason": problem or "the only gateway",
+            "lease_ms": None,
+            "prefer": list(vip.prefer),
+            "pin": vip.pin or None,
+            "state": "unplaced" if problem else "held",
+        }
+
+    async def _nodes(self, _params: dict[str, Any], _caller: Caller) -> list[dict[str, Any]]:
+        return [{**self._daemon.node_status(), "in_view": True, "vip_count": len(self._since)}]
+
+    async def _refuse(self, _params: dict[str, Any], _caller: Caller) -> None:
+        remedy = "a cluster needs [ring] in each gateway's node file"
+        raise ControlError(
+            "unavailable", "this gateway stands alone: there is no other to move anything to", remedy=remedy
+        )
+
+
+def _links(netlink: Netlink) -> dict[str, Link]:
+    return {link.name: link for link in netlink.links()}
+
+
+def _interface_of(vip: Vip) -> IPv4Interface | IPv6Interface:
+    return ip_interface(vip.address)
