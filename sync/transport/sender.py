@@ -100,6 +100,8 @@ class Sender:
     def _settle(self, now: float, chunk: Chunk) -> None:
         self._congestion.acknowledged(chunk.length)
         chunk.message.progress_at = now
+        if chunk.cut_smaller:
+            self._session.reduce(now)
         if self.window.close_chunk(chunk):
             self._local.counters.delivered += 1
             self._local.effects.append(Delivered(chunk.message.handle, self._session.node))
@@ -118,10 +120,9 @@ class Sender:
             else:
                 self._give_back(chunk.message, Reason.UNREACHABLE)
             return
-        alive = session.heard_at > chunk.sent_at
-        if alive and chunk.attempts >= ATTEMPTS_MIN * session.rotation and self._size(chunk) > wire.DATAGRAM_MIN:
+        if chunk.attempts >= ATTEMPTS_MIN * session.rotation and self._size(chunk) > wire.DATAGRAM_MIN:
             self._local.counters.cuts += 1
-            session.reduce(now)
+            chunk.cut_smaller = True
             self._lay_out(chunk, wire.DATAGRAM_MIN)
         self._congestion.lost(now, self.round_trip.smoothed)
         self._resend(now, chunk)

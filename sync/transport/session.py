@@ -16,7 +16,7 @@ from sync.transport.keys import Cipher, KeyRing, derive_cipher, open_ring
 from sync.transport.wire import DATAGRAM_MIN, PREFIX, VERSION, Buffer, Prefix, Refused, nonce
 
 CIPHERS_MAX: Final = 4
-REDUCED_S: Final = 60.0  # how long large datagrams are avoided once they were seen not to get through
+REDUCED_S: Final = 10.0  # how long large datagrams are avoided when only small ones got through
 
 
 class Local:

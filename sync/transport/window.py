@@ -52,6 +52,7 @@ class Chunk:
 
     __slots__ = (
         "attempts",
+        "cut_smaller",
         "data",
         "deadline",
         "first_sent_at",
@@ -75,6 +76,7 @@ class Chunk:
         self.missing = 1
         self.attempts = 0
         self.retransmitted = False
+        self.cut_smaller = False  # because it did not get through as it was
         self.first_sent_at = inf
         self.sent_at = 0.0
         self.deadline = inf
