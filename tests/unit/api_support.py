@@ -309,7 +309,7 @@ MAP_SIZES = {"connections": 1 << 16, "half_open": 1024, "records": 1 << 16, "cap
 
 
 @contextlib.contextmanager
-def running_api(directory: Path, extra: str = "") -> Iterator[RunningApi]:
+def running_api(directory: Path, extra: str = "", sizes: dict[str, int] | None = None) -> Iterator[RunningApi]:
     """Everything started; node file, sockets, pins and state below directory."""
     (directory / "run").mkdir(parents=True)
     config = directory / "node.toml"
@@ -320,7 +320,7 @@ def running_api(directory: Path, extra: str = "") -> Iterator[RunningApi]:
     )
     with (
         bpffs(directory / "run" / "bpf") as mount,
-        contextlib.closing(create_maps(mount / "gw1" / "maps", MAP_SIZES)) as maps,
+        contextlib.closing(create_maps(mount / "gw1" / "maps", {**MAP_SIZES, **(sizes or {})})) as maps,
         control_double(directory / "run" / "control.sock") as control,
     ):
         process = subprocess.Popen([sys.executable, "-m", "lb.api", "--config", str(config)], cwd=ROOT)

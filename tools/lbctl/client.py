@@ -126,15 +126,22 @@ class Client:
             sent.setdefault("content-type", "application/json")
         if self._token:
             sent["authorization"] = f"Bearer {self._token}"
-        try:
-            connection = self._connection(timeout)
-            connection.request(method, target, body, sent)
-            response = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from error
+        response = self.raw(method, target, body, sent, timeout)
         if response.status >= 400:
             raise _refusal(response)
         return response
+
+    def raw(
+        self, method: str, target: str, body: bytes | None, headers: dict[str, str], timeout: float
+    ) -> http.client.HTTPResponse:
+        """One exchange as it is, whatever its status; the body is still to be read. Raises ApiError(unavailable)."""
+        connection = self._connection(timeout)
+        try:
+            connection.request(method, target, body, headers)
+            return connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._unreachable(error) from error
 
     def _connection(self, timeout: float) -> http.client.HTTPConnection:
         if not self.place.startswith(("http://", "https://")):
