@@ -181,7 +181,7 @@ class ControlDouble:
             "path": "service[web2]",
             "before": None,
             "after": {},
-            "text": "add service web2",
+            "text": "service web2",
         }
         return {"version": self.version, "changes": [change] if text.strip() else [], "warnings": []}
 
