@@ -18,4 +18,5 @@ part format $python -m ruff format --check .
 part types $python -m mypy
 part unit $python -m pytest -q -n 2 tests/unit
 part packet $python -m pytest -q tests/packet
+part model $python -m pytest -q -n 2 tests/model
 part lab $python -m pytest -q netns-lab/scenarios
