@@ -63,10 +63,10 @@ def fresh_backends(lab: Lab, connections: int = 60) -> set[str]:
 
 def test_a_drained_backend_gets_no_new_connections_and_loses_none(lab: Lab) -> None:
     with under_load(lab) as (held, fresh):
-        lab.lbctl("gw1", "drain", "http4", "b1")
+        lab.lbctl("gw1", "drain", "http4/b1")
         eventually(lambda: fresh_backends(lab) == {"b2", "b3"}, 10)
         kept = open_connections_of(lab, "b1")
-        lab.lbctl("gw1", "undrain", "http4", "b1")
+        lab.lbctl("gw1", "undrain", "http4/b1")
         eventually(lambda: "b1" in fresh_backends(lab), 10)
     assert_nothing_lost(held.report, fresh.report)
     assert kept > 0, "the drained backend kept none of its connections"

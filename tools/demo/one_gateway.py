@@ -54,10 +54,10 @@ def disturb(story: Story, lab: Lab) -> None:
         lab.traffic("http_load", vip, HTTP_PORT, "--connections", 0, "--concurrency", 4, "--pause", 0.01) as fresh,
     ):
         eventually(lambda: len(lab.run("client", ["ss", "-Htn", "state", "established"]).stdout.splitlines()) >= HELD)
-        lab.lbctl("gw1", "drain", "http4", "b1")
+        lab.lbctl("gw1", "drain", "http4/b1")
         counts = eventually(lambda: without_b1(lab), 10)
-        story.fact(f"lbctl drain http4 b1: new connections go elsewhere ({words(counts)})", "b1" not in counts)
-        lab.lbctl("gw1", "undrain", "http4", "b1")
+        story.fact(f"lbctl drain http4/b1: new connections go elsewhere ({words(counts)})", "b1" not in counts)
+        lab.lbctl("gw1", "undrain", "http4/b1")
         faults.signal_daemon(lab, "gw1", "kill")
         counts = spread(lab, 300)
         story.fact(f"kill -9 of the daemon: 300 more connections answered ({words(counts)})", bool(counts))
