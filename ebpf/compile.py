@@ -55,6 +55,7 @@ typedef __s8 int8_t; typedef __s16 int16_t; typedef __s32 int32_t; typedef __s64
 #define __always_inline inline __attribute__((always_inline))
 #endif
 """
+_CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; the time module does not name it
 _SOCKET = "struct sockaddr { unsigned short sa_family; char sa_data[14]; };\n"
 
 
@@ -108,6 +109,11 @@ def source(name: str, maps_directory: Path) -> str:
     return f'#define PIN_DIRECTORY "{maps_directory}/"\n{assemble(name)}\n{layout.static_assertions()}'
 
 
+def jiffies_per_second() -> int:
+    """CONFIG_HZ of the running kernel: the coarse clock advances once a tick."""
+    return round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))
+
+
 def program_names(text: str) -> list[str]:
     """The XDP programs of a source, entry first: every function marked STEP(name)."""
     return re.findall(r"^STEP\((\w+)\)", text, re.MULTILINE)
@@ -117,7 +123,9 @@ def _load(text: str, programs: Path) -> list[str]:
     from bcc import BPF
 
     os.environ.setdefault("BCC_KERNEL_SOURCE", "")
-    module: Any = BPF(text=text, cflags=["-Wno-macro-redefined", "-Wno-unused-function", "-O2"])
+    module: Any = BPF(
+        text=text, cflags=["-Wno-macro-redefined", "-Wno-unused-function", f"-DCONFIG_HZ={jiffies_per_second()}"]
+    )
     names = program_names(text)
     steps = module["steps"] if len(names) > 1 else None
     for index, name in enumerate(names):

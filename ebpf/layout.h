@@ -58,7 +58,6 @@
 #define SETTING_ROUTED 0x4
 #define SETTING_STEERING 0x8
 #define SETTING_RECORDS 0x10
-#define SETTING_CAPTURE 0x20
 
 // service.flags
 // The target of a new connection is not a function of the packet: remember it from the first packet on. Set it for
@@ -177,9 +176,8 @@ struct settings {
     __be32 tunnel_source6[4];
     __u32 tunnel_vary6;  // bits of the last word
     __u32 admissions_per_s;  // unproven connections that may enter the table, per CPU; 0: no limit
-    __u32 capture_service;  // 0: every packet
     __u32 layout;
-    __u8 pad2[8];
+    __u8 pad2[12];
 };
 
 struct table_line {
@@ -279,4 +277,21 @@ struct capture {
     __u16 service;
     __u16 target;
     __u8 bytes[CAPTURE_BYTES];
+};
+
+// The mirror: on while until_ns lies in the future; the path clears it afterwards.
+struct capture_control {
+    __u64 until_ns;  // CLOCK_MONOTONIC
+    __u32 service;  // 0: every packet
+    __u32 pad;
+};
+
+// What lb_where found out about a packet.
+struct explain {
+    __u8 verdict;
+    __u8 reason;
+    __u16 service;
+    __u16 target;
+    __u8 owner;
+    __u8 state;  // 0: no connection known
 };

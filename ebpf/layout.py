@@ -78,7 +78,6 @@ class Setting(IntFlag):
     ROUTED = 0x4
     STEERING = 0x8
     RECORDS = 0x10
-    CAPTURE = 0x20
 
 
 class ServiceFlag(IntFlag):
@@ -186,9 +185,8 @@ SETTINGS = _dtype(
     ("tunnel_source6", *ADDRESS),
     ("tunnel_vary6", ">u4"),
     ("admissions_per_s", "u4"),
-    ("capture_service", "u4"),
     ("layout", "u4"),
-    ("pad2", "u1", (8,)),
+    ("pad2", "u1", (12,)),
 )
 TABLE_LINE = _dtype(("slot", "u2", (TABLE_LINE_SLOTS,)))
 ADDRESS_KEY = _dtype(("address", *ADDRESS))
@@ -218,6 +216,10 @@ CAPTURE = _dtype(
     ("target", "u2"),
     ("bytes", "u1", (CAPTURE_BYTES,)),
 )
+CAPTURE_CONTROL = _dtype(("until_ns", "u8"), ("service", "u4"), ("pad", "u4"))
+EXPLAIN = _dtype(
+    ("verdict", "u1"), ("reason", "u1"), ("service", "u2"), ("target", "u2"), ("owner", "u1"), ("state", "u1")
+)
 U32 = np.dtype("u4")
 U64 = np.dtype("u8")
 
@@ -245,6 +247,8 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "persistence_key": PERSISTENCE_KEY,
     "persistence": PERSISTENCE,
     "capture": CAPTURE,
+    "capture_control": CAPTURE_CONTROL,
+    "explain": EXPLAIN,
 }
 
 _PLAIN_CONSTANTS = {

@@ -281,12 +281,12 @@ def remove(node_directory: Path) -> None:
     shutil.rmtree(node_directory, ignore_errors=True)
 
 
-def open_entry(node_directory: Path) -> int:
-    """Descriptor of the newest entry program, for test runs."""
+def open_program(node_directory: Path, name: str = ENTRY) -> int:
+    """Descriptor of a program of the newest version, for test runs (``lb_entry``, or ``lb_where`` to ask it)."""
     programs = current_programs(node_directory)
     if programs is None:
         raise LoaderError("not-loaded", f"no programs in {node_directory}", "load them first")
-    return libbpf.object_get(programs / ENTRY)
+    return libbpf.object_get(programs / name)
 
 
 def load_pass_all(node_directory: Path) -> Path:

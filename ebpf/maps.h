@@ -39,5 +39,7 @@ PINNED("array", u32, struct target_load, target_load);
 PINNED("percpu_array", u32, struct target_counter, target_counters);
 PINNED("percpu_array", u32, struct service_counter, service_counters);
 PINNED("percpu_array", u32, struct reason_counter, reason_counters);
+PINNED("array", u32, struct capture_control, capture_control);
+PINNED("array", u32, struct explain, explain);
 PINNED_RING(records);
 PINNED_RING(captures);

@@ -79,6 +79,8 @@ SPECS: Mapping[str, MapSpec] = {
     "service_counters": MapSpec(_PERCPU, _L.U32, _L.SERVICE_COUNTER, _L.SERVICE_COUNT_MAX, "events per service"),
     "reason_counters": MapSpec(_PERCPU, _L.U32, _L.REASON_COUNTER, 64, "packets per reason"),
     "records": MapSpec(_RING, _L.U32, _L.RECORD, 1 << 22, "replication records"),
+    "capture_control": MapSpec(_ARRAY, _L.U32, _L.CAPTURE_CONTROL, 1, "turns the mirror on for a while"),
+    "explain": MapSpec(_ARRAY, _L.U32, _L.EXPLAIN, 1, "what lb_where found out last"),
     "captures": MapSpec(_RING, _L.U32, _L.CAPTURE, 1 << 20, "mirrored packets, while asked for"),
 }
 
@@ -247,6 +249,21 @@ class Maps:
             keys = np.arange(layout.TABLE_LINES, dtype=np.uint32)
             libbpf.update_batch(fd, keys.ctypes.data, lines.ctypes.data, len(lines))
             self.tables.set(table, fd)
+        finally:
+            os.close(fd)
+
+    def read_table(self, table: int) -> npt.NDArray[np.uint16] | None:
+        """The lookup table of a service: all slots there is room for, with their marks; None if it has none."""
+        found = self.tables.get(table)
+        if found is None:
+            return None
+        fd = libbpf.map_fd_by_id(int(found))
+        try:
+            keys = np.zeros(layout.TABLE_LINES, np.uint32)
+            lines = np.zeros(layout.TABLE_LINES, layout.TABLE_LINE)
+            follow = np.zeros(1, np.uint32)
+            libbpf.lookup_batch(fd, None, follow.ctypes.data, keys.ctypes.data, lines.ctypes.data, len(lines))
+            return lines.view(np.uint16)
         finally:
             os.close(fd)
 

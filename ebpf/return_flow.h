@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// Answers of nat backends: the sender is looked up as a backend, which gives the client's direction of the connection,
+// which is what the tables hold. Several services may share a backend's endpoint: the one that has the connection is
+// right. Before any packet of it is known here, the answer goes to the node the client's endpoint points to.
+
+#include "connect_flow.h"
+
+INLINE u32 backend_at(struct work *w, __be16 port)
+{
+    u32 *target;
+
+    copy_address(w->endpoint.address, w->key.source);
+    w->endpoint.port = port;
+    w->endpoint.protocol = w->protocol;
+    w->endpoint.pad = 0;
+    target = nat_return.lookup(&w->endpoint);
+    return target ? *target : 0;
+}
+
+INLINE u32 match_backend(const struct settings *s, struct work *w)
+{
+    u32 target = backend_at(w, w->key.source_port);
+
+    if (!target && (s->flags & SETTING_ANY_PORT))
+        target = backend_at(w, 0);
+    return target;
+}
+
+// The client's direction of the packet, had it come through this target's service.
+INLINE void set_client_key(struct work *w, const struct service *service, const struct target *t)
+{
+    struct flow_key *key = &w->connection;
+
+    copy_address(key->source, w->key.destination);
+    copy_address(key->destination, service->address);
+    key->source_port = w->key.destination_port;
+    key->destination_port = service->port ? service->port : w->key.source_port;
+    key->protocol = w->protocol;
+    key->pad[0] = key->pad[1] = key->pad[2] = 0;
+}
+
+INLINE u32 use_answer(const struct settings *s, struct work *w, const struct service *service, struct connection *c)
+{
+    w->owner = c->owner;
+    w->state = c->state;
+    follow_state(s, w, service, c, true);
+    touch(w, c);
+    return GO_ON;
+}
+
+// An answer to a first packet: for UDP that makes it a connection, for TCP the client's next packet will.
+INLINE u32 use_first_answer(const struct settings *s, struct work *w, const struct service *service,
+                            struct connection *half)
+{
+    w->owner = half->owner;
+    w->state = half->state;
+    if (w->protocol == IPPROTO_UDP && !(w->flags & WORK_ICMP_ERROR))
+        establish(s, w, service);
+    else
+        touch(w, half);
+    return GO_ON;
+}
+
+// LEAVE: nothing known of such a connection.
+INLINE u32 return_flow(const struct settings *s, struct work *w)
+{
+    u32 candidate = match_backend(s, w), service_id = 0;
+    struct service *service = 0;
+
+    for (int i = 0; i < NAT_CHAIN_MAX && candidate; i++) {
+        struct target *t = targets.lookup(&candidate);
+        struct connection *c;
+
+        if (!t)
+            return LEAVE;
+        service_id = t->service;
+        service = service_table.lookup(&service_id);
+        if (!service || service->method != METHOD_NAT)
+            return LEAVE;
+        w->service = service_id;
+        w->target = candidate;
+        set_client_key(w, service, t);
+        c = connections.lookup(&w->connection);
+        if (c && c->target == candidate)
+            return use_answer(s, w, service, c);
+        c = half_open.lookup(&w->connection);
+        if (c && c->target == candidate)
+            return use_first_answer(s, w, service, c);
+        candidate = t->nat_next;
+    }
+    if (service && (service->flags & SERVICE_STEERED) && (s->flags & SETTING_STEERING) &&
+        belongs_elsewhere(s, w, steering_node(s, w, w->key.destination, w->key.destination_port)))
+        return GO_STEER;
+    return LEAVE;
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// Hands a packet to the node its connection belongs to: by MAC on a segment both share, else by tunnel. The receiver
+// knows it by the source MAC or the tunnel's source, and never steers it a second time.
+
+#include "parse_packet.h"
+#include "rewrite_packet.h"
+
+INLINE void count_steered(const struct work *w)
+{
+    u32 service = w->service;
+    struct service_counter *counter = service_counters.lookup(&service);
+
+    if (counter && !(w->flags & WORK_DRY))
+        counter->steered++;
+}
+
+INLINE int steer_by_tunnel(struct xdp_md *ctx, struct work *w, const struct settings *s)
+{
+    u32 node = w->node, reason;
+    struct node_entry *entry = nodes.lookup(&node);
+    struct next_hop hop = {};
+    __be32 source[4];
+
+    if (!entry || !(entry->address[0] | entry->address[1] | entry->address[2] | entry->address[3]))
+        return leave(ctx, w, XDP_DROP, REASON_DROP_NODE_UNREACHABLE);
+    if (is_mapped(entry->address))
+        set_mapped(source, s->tunnel_source4);
+    else
+        copy_address(source, s->tunnel_source6);
+    if (ask_route(ctx, w, source, entry->address, 0, &hop))
+        return leave(ctx, w, XDP_DROP, REASON_DROP_NODE_UNREACHABLE);
+    // A hash of zero leaves the source unvaried: peers are recognised by it.
+    reason = put_tunnel(ctx, s, w->l3, w->l3_length, w->flags & WORK_V6, 0, entry->address, &hop);
+    if (reason)
+        return leave(ctx, w, XDP_DROP, reason);
+    count_steered(w);
+    return leave(ctx, w, send(ctx, &hop), REASON_SENT_STEERED_TUNNEL);
+}
+
+INLINE int step_steer(struct xdp_md *ctx, struct work *w, const struct settings *s)
+{
+    struct node_path_key key = {.ifindex = ctx->ingress_ifindex, .node = w->node};
+    struct node_path *path = node_paths.lookup(&key);
+    struct ethhdr *ethernet = packet_at(ctx, 0);
+
+    if (!path)
+        return steer_by_tunnel(ctx, w, s);
+    if (PAST_END(ctx, ethernet))
+        return leave(ctx, w, XDP_DROP, REASON_DROP_INTERNAL);
+    copy_mac(ethernet->h_dest, path->mac);
+    copy_mac(ethernet->h_source, path->source_mac);
+    count_steered(w);
+    return leave(ctx, w, XDP_TX, REASON_SENT_STEERED);
+}
+
+INLINE bool is_from_peer(struct xdp_md *ctx)
+{
+    struct ethhdr *ethernet = packet_at(ctx, 0);
+    struct mac_key key = {};
+
+    if (PAST_END(ctx, ethernet))
+        return false;
+    copy_mac(key.mac, ethernet->h_source);
+    return peer_macs.lookup(&key) != 0;
+}
+
+// A packet that a peer sent by tunnel: strips the outer header and starts over. GO_ON if it is none.
+INLINE u32 unwrap_from_peer(struct xdp_md *ctx, struct work *w)
+{
+    struct ethhdr *ethernet = packet_at(ctx, 0), kept;
+    bool v6 = w->protocol == IPPROTO_IPV6;
+
+    if (w->protocol != IPPROTO_IPIP && w->protocol != IPPROTO_IPV6)
+        return GO_ON;
+    copy_address(w->address.address, w->key.source);
+    if ((w->flags & WORK_FROM_PEER) || !peer_addresses.lookup(&w->address))
+        return GO_ON;
+    if (PAST_END(ctx, ethernet))
+        return GO_ON;
+    kept = *ethernet;
+    if (bpf_xdp_adjust_head(ctx, (int)w->l4 - ETHERNET_BYTES))
+        return GO_ON;
+    ethernet = packet_at(ctx, 0);
+    if (PAST_END(ctx, ethernet))
+        return GO_ON;
+    kept.h_proto = v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+    *ethernet = kept;
+    w->flags |= WORK_FROM_PEER;
+    return LEAVE;
+}
