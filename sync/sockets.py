@@ -100,6 +100,7 @@ class UdpLink:
         self.index = index
         self.local = local
         self.counts: Counter[str] = Counter()
+        self.icmp_pending = False  # an error has come from the network: see `refused`
         self._v4 = len(local) == 2
         self._socket = socket.socket(family_of(local), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
@@ -149,6 +150,7 @@ class UdpLink:
             except BlockingIOError:
                 return count
             except OSError as error:
+                self.icmp_pending = True
                 self.counts["receive_" + errno.errorcode.get(error.errno or 0, "error").lower()] += 1
                 continue
             if flags & socket.MSG_TRUNC:
@@ -160,6 +162,7 @@ class UdpLink:
 
     def refused(self) -> list[SocketAddress]:
         """The addresses at which, according to ICMP errors that have come, nobody listens."""
+        self.icmp_pending = False
         addresses: list[SocketAddress] = []
         for _ in range(ERRORS_MAX):
             try:
@@ -206,6 +209,7 @@ class UdpLink:
             self.segmentation = False
             self.send(address, data, segment_size)
             return
+        self.icmp_pending = True
         self.counts["send_" + errno.errorcode.get(code, "error").lower()] += 1
 
 

@@ -64,6 +64,8 @@ SEGMENT_OVERHEAD: Final = FLAGS_AT + 1
 WHOLE_OVERHEAD: Final = CHUNK_LENGTH + TAG_LENGTH
 UNRELIABLE_OVERHEAD: Final = PREFIX_LENGTH + 1 + TAG_LENGTH
 _ACK_AT: Final = PREFIX_LENGTH + _ACK_REST.size
+# Even cut into the smallest datagrams a chunk must still be one burst.
+_CHUNK_LENGTH_MAX: Final = BURST_LENGTH_MAX // DATAGRAM_MIN * (DATAGRAM_MIN - SEGMENT_OVERHEAD) - TAG_LENGTH
 _HELLO_LENGTH: Final = PREFIX_LENGTH + _HELLO_REST.size + TAG_LENGTH
 
 nonce = _NONCE.pack  # (kind, destination, cut, sequence) -> 12 bytes
@@ -176,7 +178,7 @@ def chunk_length_max(datagram_max: int) -> int:
     """Payload bytes of the largest chunk for a path: what one segmentation-offload burst carries."""
     count = min(SEGMENT_COUNT_MAX, BURST_LENGTH_MAX // datagram_max)
     whole = datagram_max - WHOLE_OVERHEAD
-    return max(whole, count * (datagram_max - SEGMENT_OVERHEAD) - TAG_LENGTH)
+    return min(max(whole, count * (datagram_max - SEGMENT_OVERHEAD) - TAG_LENGTH), _CHUNK_LENGTH_MAX)
 
 
 def encode_ack(prefix: bytes, low: int, done: int, reports: list[tuple[int, int]]) -> bytes:

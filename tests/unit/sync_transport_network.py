@@ -17,6 +17,7 @@ from sync.transport import (
     Transport,
     TransportConfig,
     Undelivered,
+    wire,
 )
 
 KEYS = KeyRing([bytes(range(32))])
@@ -134,6 +135,7 @@ class Network:
     def _transmit(self, source: int, effect: Transmit) -> None:
         data = bytes(effect.data)
         size = effect.segment_size or max(len(data), 1)
+        assert len(data) <= wire.BURST_LENGTH_MAX, "the kernel takes no larger burst"
         assert isinstance(effect.address, tuple)
         destination = effect.address[1]
         for at in range(0, len(data), size):

@@ -103,7 +103,9 @@ def test_largest_chunk_fits_a_burst_on_every_path(datagram_max: int) -> None:
         assert length + wire.TAG_LENGTH + count * wire.SEGMENT_OVERHEAD <= wire.BURST_LENGTH_MAX
     # Should large datagrams not get through, the same chunk can still be cut small.
     assert length <= 65535
-    assert wire.segment_count(length, wire.DATAGRAM_MIN) <= wire.SEGMENT_COUNT_MAX
+    count = wire.segment_count(length, wire.DATAGRAM_MIN)
+    assert count <= wire.SEGMENT_COUNT_MAX
+    assert length + wire.TAG_LENGTH + count * wire.SEGMENT_OVERHEAD <= wire.BURST_LENGTH_MAX
 
 
 @given(st.binary(min_size=1300, max_size=61000), st.sampled_from([1232, 1452, 1472]))
