@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from lb.memory import give_back
 from lb.model import ClusterConfig
 from lb.packet_engine import EngineError, PacketEngine
 
@@ -64,6 +65,7 @@ class EngineDriver:
             try:
                 await asyncio.to_thread(self._engine.update, config, **facts)
                 self.updates += 1
+                give_back()
                 self._error = None
             except EngineError as error:
                 self.failures += 1

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lbd`: the command line and the life of the daemon's process."""
 
+# ruff: noqa: E402  (the allocator must be settled before numpy is loaded)
+from lb.memory import give_back, settle_allocator
+
+settle_allocator()
+
 import argparse
 import asyncio
 import gc
@@ -8,6 +13,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import uvloop
@@ -23,6 +29,7 @@ from lb.packet_engine import EngineError, detach_path
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
 # The interpreter hands the processor from a working thread to the event loop after this time.
 SWITCH_SECONDS = 0.0005
+WORKERS_MAX = 4
 REFUSALS = (LoaderError, LayoutMismatchError, AlreadyRunning, EngineError, ControlError, OSError)
 log = logging.getLogger("lb")
 
@@ -86,6 +93,7 @@ def _run(node: NodeConfig, options: argparse.Namespace) -> int:
 
 async def _serve(daemon: Daemon, *, detach: bool) -> None:
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(WORKERS_MAX, thread_name_prefix="lbd"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: daemon.spawn(daemon.shut_down(detach=detach), "stop"))
     loop.add_signal_handler(signal.SIGHUP, lambda: daemon.spawn(daemon.reload(), "reload"))
@@ -93,6 +101,7 @@ async def _serve(daemon: Daemon, *, detach: bool) -> None:
     # What start-up allocated lives as long as the process: the collector need not look at it again.
     gc.collect()
     gc.freeze()
+    give_back()
     log.info(
         "node %s of cluster %s serves, configuration %d",
         daemon.node.node.name,
