@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A packet path of its own for tests and benchmarks: loaded into pins that go away with it, configured in a few words."""
+"""A packet path of its own for tests and benchmarks: its pins go away with it; configured in a few words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ebpf import layout, libbpf, loader, test_run
-from ebpf.layout import Method, Replicate, Scheduler, ServiceFlag, Setting, State, TargetFlag
+from ebpf.layout import Method, Replicate, Scheduler, Setting, State, TargetFlag
 from ebpf.maps import Maps
 from ebpf.reasons import BY_NAME, REASONS
 
@@ -59,7 +59,7 @@ class Service:
     backends: Sequence[Backend] = ()
     scheduler: Scheduler = Scheduler.MAGLEV
     replicate: Replicate = Replicate.ESTABLISHED
-    flags: ServiceFlag = ServiceFlag(0)
+    flags: int = 0
     persistence_s: int = 0
     slots: Sequence[int] = field(default=())
 
