@@ -15,7 +15,17 @@ from sync.transport.wire import Buffer, ChunkHeader, Prefix, Refused, nonce
 class Receiver:
     """The receiving side of one peer's session."""
 
-    __slots__ = ("_ack_address", "_ack_link", "_local", "_reports", "_session", "_unreliable_seen", "ack_due", "window")
+    __slots__ = (
+        "_ack_address",
+        "_ack_link",
+        "_local",
+        "_repeat_ack",
+        "_reports",
+        "_session",
+        "_unreliable_seen",
+        "ack_due",
+        "window",
+    )
 
     def __init__(self, local: Local, session: Session) -> None:
         self._local = local
@@ -29,6 +39,7 @@ class Receiver:
         self.window = ReceiveWindow()
         self._unreliable_seen = 0
         self._reports: dict[int, int] = {}
+        self._repeat_ack = False
         self.ack_due = False
 
     def on_chunk(
@@ -51,11 +62,12 @@ class Receiver:
         else:
             self._check_head(cipher, prefix, header, data)
         session.keep_cipher(prefix, cipher)
-        session.require_bound(now, prefix, link, address)
+        session.require_bound(now, prefix)
         session.heard_at = now
         self.window.advance(sequence - header.floor_distance, header.message - header.message_floor_distance)
         if self.window.seen(sequence):
             self._local.counters.duplicate += 1
+            self._repeat_ack = True  # the one before may have been lost with its path
             self._owe_ack(link, address)
             return True
         if payload is None:
@@ -73,7 +85,7 @@ class Receiver:
             self._owe_ack(link, address)
         return True
 
-    def on_unreliable(self, now: float, prefix: Prefix, data: Buffer, link: int, address: Hashable) -> None:
+    def on_unreliable(self, now: float, prefix: Prefix, data: Buffer) -> None:
         """Give out a datagram that nobody repeats, unless it is older than one before."""
         session = self._session
         channel = wire.decode_unreliable(data)
@@ -82,7 +94,7 @@ class Receiver:
             nonce(wire.UNRELIABLE, prefix.destination, 0, prefix.sequence), data, wire.PREFIX_LENGTH + 1
         )
         session.keep_cipher(prefix, cipher)
-        session.require_bound(now, prefix, link, address)
+        session.require_bound(now, prefix)
         session.heard_at = now
         if prefix.sequence <= self._unreliable_seen:
             raise Refused("duplicate")
@@ -100,7 +112,8 @@ class Receiver:
         self._reports.clear()
         self.ack_due = False
         self._local.counters.acks += 1
-        if session.parallel:
+        if session.parallel or self._repeat_ack:
+            self._repeat_ack = False
             session.transmit_everywhere(sealed)
         else:
             self._local.effects.append(Transmit(self._ack_link, self._ack_address, sealed, 0))

@@ -75,6 +75,8 @@ class Sender:
             if chunk.deadline <= now and chunk.sequence in self.window.in_flight:
                 self._overdue(now, chunk)
         self.timer = min((chunk.deadline for chunk in self.window.in_flight.values()), default=inf)
+        if self.window.queued and self._session.incarnation:
+            self.pump(now)  # what was given back or cancelled has made room
 
     def hasten(self, link: int, address: Hashable) -> None:
         """The network says nobody listens there. Anyone can forge that: wait half as long, prove it all the same."""
@@ -89,6 +91,8 @@ class Sender:
         for message in self.window.unfinished(queued=True):
             if message.handle == handle:
                 self.window.drop(message)
+                if self.window.queued:
+                    self.timer = -inf  # there may be room now
                 return True
         return False
 

@@ -129,6 +129,7 @@ class Session:
             effects.append(Transmit(path.link, path.address, data, segment_size))
 
     def transmit_everywhere(self, data: bytes) -> None:
+        """What is rare, and must arrive even if one path carries one direction only and another one the other."""
         for path in self.paths:
             self._local.effects.append(Transmit(path.link, path.address, data, 0))
 
@@ -208,7 +209,7 @@ class Session:
         """Ask who lives there, on every path, without insisting."""
         self.transmit_everywhere(self._hello(self._own_challenge(), 0))
 
-    def require_bound(self, now: float, prefix: Prefix, link: int, address: Hashable) -> None:
+    def require_bound(self, now: float, prefix: Prefix) -> None:
         """Refused unless an authentic datagram belongs to the present session; the other side is then challenged."""
         if prefix.source_incarnation == self.incarnation and (
             prefix.destination_incarnation == self._local.incarnation
@@ -216,10 +217,10 @@ class Session:
             return
         if now >= self._challenge_again_at:
             self._challenge_again_at = now + self._local.config.rto_floor_s / 2
-            self._answer(link, address, self._own_challenge(), 0)
+            self.greet_once()
         raise Refused("unconfirmed" if prefix.source_incarnation != self.incarnation else "stale")
 
-    def on_hello(self, prefix: Prefix, challenge: int, echo: int, link: int, address: Hashable) -> bool:
+    def on_hello(self, prefix: Prefix, challenge: int, echo: int) -> bool:
         """Answer an authentic greeting; True when it confirms the peer's incarnation."""
         lives = prefix.source_incarnation
         confirmed = echo != 0 and echo == self._challenge
@@ -228,7 +229,7 @@ class Session:
             self.greet_deadline = inf
         if challenge:
             known = confirmed or lives == self.incarnation
-            self._answer(link, address, 0 if known else self._own_challenge(), challenge)
+            self.transmit_everywhere(self._hello(0 if known else self._own_challenge(), challenge))
         return confirmed
 
     def confirm(self, incarnation: int) -> bool:
@@ -249,6 +250,3 @@ class Session:
         sequence = self.take_sequence(wire.HELLO)
         self._local.counters.hellos += 1
         return self.seal(wire.HELLO, sequence, wire.encode_hello(self.prefix(wire.HELLO, sequence), challenge, echo))
-
-    def _answer(self, link: int, address: Hashable, challenge: int, echo: int) -> None:
-        self._local.effects.append(Transmit(link, address, self._hello(challenge, echo), 0))

@@ -241,9 +241,9 @@ class Transport:
             if prefix.kind == wire.ACK:
                 self._on_ack(now, peer, prefix, data, link, source)
             elif prefix.kind == wire.HELLO:
-                self._on_hello(now, peer, prefix, data, link, source)
+                self._on_hello(now, peer, prefix, data)
             else:
-                peer.receiver.on_unreliable(now, prefix, data, link, source)
+                peer.receiver.on_unreliable(now, prefix, data)
         except Refused as refused:
             self._local.counters.count(refused.reason)
         return True
@@ -260,14 +260,14 @@ class Transport:
     def _on_ack(self, now: float, peer: _Peer, prefix: Prefix, data: Buffer, link: int, source: Hashable) -> None:
         ack = wire.decode_ack(data)
         self._authenticate(peer.session, prefix, data)
-        peer.session.require_bound(now, prefix, link, source)
+        peer.session.require_bound(now, prefix)
         peer.session.heard_at = now
         peer.sender.on_ack(now, ack, link, source)
 
-    def _on_hello(self, now: float, peer: _Peer, prefix: Prefix, data: Buffer, link: int, source: Hashable) -> None:
+    def _on_hello(self, now: float, peer: _Peer, prefix: Prefix, data: Buffer) -> None:
         challenge, echo = wire.decode_hello(data)
         self._authenticate(peer.session, prefix, data)
-        if not peer.session.on_hello(prefix, challenge, echo, link, source):
+        if not peer.session.on_hello(prefix, challenge, echo):
             return
         peer.session.heard_at = now
         if peer.session.confirm(prefix.source_incarnation):
