@@ -84,7 +84,7 @@ class RingConfig:
     mode: Mode = Mode.CONSISTENT
     policy: Policy = Policy.ALL
     turn_idle_ms: float | None = None
-    """Turn of an idle token; default 0.45 of the failure budget. Longer costs less CPU and detects later."""
+    """Turn of an idle token; default 0.375 of the failure budget. Longer costs less CPU and detects later."""
     hungry_ms: float | None = None
     """Default 0.75 of the failure budget."""
     beacon_ms: float = 250.0
@@ -107,7 +107,7 @@ class RingConfig:
     @property
     def timers(self) -> Timers:
         budget = self.failure_detection_ms / 1000
-        turn = 0.45 * budget if self.turn_idle_ms is None else self.turn_idle_ms / 1000
+        turn = 0.375 * budget if self.turn_idle_ms is None else self.turn_idle_ms / 1000
         hungry = 0.75 * budget if self.hungry_ms is None else self.hungry_ms / 1000
         return Timers(
             failure_after=budget,
@@ -142,10 +142,11 @@ class RingConfig:
                 "above 60000 nobody wants to wait: choose a value between"
             )
         timers = self.timers
-        if not 0 < timers.turn_idle <= 0.6 * timers.failure_after:
+        if not 0 < timers.turn_idle <= 0.45 * timers.failure_after:
             raise ConfigError(
-                f"turn_idle_ms is {timers.turn_idle * 1000:g}; it must be above 0 and at most 0.6 of "
-                f"failure_detection_ms ({self.failure_detection_ms:g}), or the lease ends before the token is back"
+                f"turn_idle_ms is {timers.turn_idle * 1000:g}; it must be above 0 and at most 0.45 of "
+                f"failure_detection_ms ({self.failure_detection_ms:g}), because a lease lasts for that long after the "
+                "visit of the token before last: lower it, or raise failure_detection_ms"
             )
         if timers.hungry < 1.3 * timers.turn_idle:
             raise ConfigError(

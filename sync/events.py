@@ -271,9 +271,10 @@ class Refused(NamedTuple):
 class TokenVisit(NamedTuple):
     """This node passed the token on (a ring of one: kept it).
 
-    ``lease_until``: before this instant of this node's clock no other member can have committed a view without this
-    node. It follows from this node's own clock alone: whoever wants to exclude it must first wait out a failure
-    budget that begins after this node has passed the token on.
+    ``lease_until``: before this instant of this node's clock no member of its view can have gone on to a view without
+    it. It follows from this node's own clock alone: whoever wants to exclude it must try to reach it for a whole
+    failure budget, and cannot have begun before this node's pass before the present one. Emitted only when a lease
+    can be given; with ``lease_until`` = now when an earlier one is given up (the node changes to another group).
     """
 
     hop: int

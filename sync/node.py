@@ -405,6 +405,8 @@ class Node:
         ring.withdraw()
         self._admission.leave()
         ring.effects.append(Left())
+        if not self._absent:
+            self._come_back()
 
     def _return(self, reason: Reason) -> None:
         ring = self._ring
@@ -412,11 +414,14 @@ class Node:
         if self._absent:
             return
         if ring.out:
-            ring.trace(Reason.RETURNED, 0)
-            ring.states.on_token(TokenEvent.RETURN)
-            self._admission.join(self._now)
+            self._come_back()
         elif not ring.leaving_done:
             ring.leaving = False
+
+    def _come_back(self) -> None:
+        self._ring.trace(Reason.RETURNED, 0)
+        self._ring.states.on_token(TokenEvent.RETURN)
+        self._admission.join(self._now)
 
     def _on_eligible(self, event: Eligible) -> None:
         ring = self._ring

@@ -6,6 +6,7 @@ Thesis section 3.5 (pseudo-code events 3, 5, 7 and 8) and 3.7.3; the changes are
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import inf
 
 from sync.config import RingConfig
@@ -71,10 +72,14 @@ class Admission:
 
     def join(self, now: float) -> None:
         """Begin (again) to ask for admission."""
+        self._ring.revoke_lease()
         self._drop_call()
         self._joining = Joining(self._config, now)
         self._ring.joining = True
         self.starving_until = now
+        self._ring.adopt_parked(now)
+        if self._ring.eating or not self._ring.joining:
+            self.fed()
 
     def leave(self) -> None:
         self._drop_call()
@@ -94,14 +99,14 @@ class Admission:
         self._call_id = (self._call_id + 1) % CALL_IDS
         self.starving_until = now + self._timers.starving
         if self._joining is not None:
-            self._ask_in(now)
+            self._ask_in(now, self._ring.eligible)
         else:
             self._ask_for_token(now)
 
-    def _ask_in(self, now: float) -> None:
+    def _ask_in(self, now: float, peers: Iterable[int]) -> None:
         ring = self._ring
-        payload = b"".join(encode(Call(self._call_id, False, False, NO_EPOCH, 0, ring.view_number)))
-        for peer in ring.eligible:
+        payload = b"".join(encode(Call(self._call_id, False, False, NO_EPOCH, 0, ring.view_number, 0)))
+        for peer in peers:
             ring.link.send_unreliable(now, peer, CHANNEL_CONTROL, payload)
 
     def _ask_for_token(self, now: float) -> None:
@@ -110,7 +115,7 @@ class Admission:
         assert copy is not None
         others = [member.id for member in copy.members if member.id != ring.local]
         calling = self._calling = Calling(self._call_id, others)
-        call = Call(self._call_id, True, True, copy.epoch, copy.hop, ring.view_number)
+        call = Call(self._call_id, True, True, copy.epoch, copy.hop, ring.view_number, len(copy.members))
         for peer in others:
             if peer in ring.eligible:
                 calling.handles[ring.control(now, peer, call)] = peer
@@ -152,6 +157,8 @@ class Admission:
         ring = self._ring
         if ring.out or ring.leaving_done:
             verdict = Verdict.LEFT_OUT
+        elif ring.parked is not None and ring.parked.token.epoch == call.epoch:
+            verdict = Verdict.NO
         elif ring.joining:
             verdict = Verdict.LEFT_OUT if call.member else Verdict.STARTING
         else:
@@ -159,13 +166,13 @@ class Admission:
         handle = ring.control(now, peer, Answer(call.id, verdict))
         if verdict is Verdict.REJECTED:
             self._offer(now, handle, Newcomer(peer, incarnation, call.view_number, now))
-        elif verdict is Verdict.NO and call.starved and self._must_call_too(call):
+        elif verdict is Verdict.NO and call.starved and self._must_call_too():
             self._starve(now, TokenEvent.ALARM, Reason.ALARMED)
 
-    def _must_call_too(self, call: Call) -> bool:
+    def _must_call_too(self) -> bool:
         """The caller waits in vain and our copy is newer: only we, or someone newer still, can help it."""
         ring = self._ring
-        return ring.states.token is TokenState.HUNGRY and not ring.token_lives
+        return ring.states.token is TokenState.HUNGRY and not ring.token_lives and ring.parked is None
 
     def _offer(self, now: float, handle: int, newcomer: Newcomer) -> None:
         discovery = self._ring.discovery
@@ -225,6 +232,8 @@ class Admission:
     def on_beacon(self, now: float, peer: int, incarnation: int, beacon: Beacon) -> None:
         ring = self._ring
         token = ring.token
+        if ring.joining and self._joining is not None and ring.states.token is TokenState.STARVING:
+            self._ask_in(now, [peer])
         if ring.joining or token is None or ring.states.token is TokenState.STARVING or ring.leaving:
             return
         entry = token.member(peer)

@@ -27,6 +27,7 @@ from sync.ring.messages import (
     encode_token,
 )
 from sync.ring.multicast import Limits, Outbox, RelayTag, Stream, Tag
+from sync.ring.recovery import outweighs
 from sync.ring.token import JOINER, Farewell, Kind, Member, Parcel, Proposal, Token
 
 HASTE = b"".join(encode(Haste()))
@@ -99,6 +100,8 @@ class Circulation:
         self.counters: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self._epoch_number = 0
         self._last_pass = -inf
+        self._genuine = False
+        """The token has come round to this node, it was not regenerated here."""
         self._inflight: dict[int, list[tuple[Tag, int]]] = {}
         self._order = Order.SAFE if config.mode is Mode.CONSISTENT else Order.AGREED
 
@@ -148,12 +151,6 @@ class Circulation:
         if copy is None or self.joining or self._farewell(token) is not None:
             self._adopt(now, token, entry, invited=True)
             self._begin_visit(now)
-        elif related(token.lineage, copy.lineage):
-            if token.epoch <= copy.epoch:
-                self._refuse(now, sender, token, Reason.TOKEN_STALE)
-                return
-            self._adopt(now, token, entry, invited=True)
-            self._begin_visit(now)
         elif self.states.token is TokenState.STARVING or self.parked is not None or token.rank() <= copy.rank():
             self._refuse(now, sender, token, Reason.TOKEN_UNRANKED)
         else:
@@ -181,6 +178,7 @@ class Circulation:
             self.link.cancel(self.passed.handle)
         self.passed = None
         self.passed_acknowledged = True
+        self.hungry_until = inf
         if self.eating:
             self.trace(Reason.TOKEN_ABANDONED, 0)
             self.states.on_token(TokenEvent.ABANDON)
@@ -196,9 +194,12 @@ class Circulation:
         self.token = token
         self.joining = False
         self._epoch_number = max(self._epoch_number, token.epoch.number)
-        self._take(token.parcels)
+        self._genuine = True
         if invited:
+            self.stream.take(token.parcels)
             self._settle_view_number()
+        else:
+            self._take(token.parcels)
         self._settle()
 
     def _start_over(self, token: Token) -> None:
@@ -207,7 +208,7 @@ class Circulation:
             self.stream.stable = farewell.position
             self.deliver()
         self._lose_inflight(Refusal.HISTORY_LOST)
-        self._last_pass = -inf
+        self.revoke_lease()
         self.stream = Stream(token.parcels[0].position if token.parcels else token.next_position)
         self.awaiting_view = True
         if self.states.view is not ViewState.CHAOS:
@@ -231,8 +232,6 @@ class Circulation:
 
     def _take(self, parcels: list[Parcel]) -> None:
         self.stream.take(parcels)
-        if self.awaiting_view:
-            return
         for parcel in parcels:
             if parcel.kind == Kind.VIEW:
                 self._reserve(parcel)
@@ -279,7 +278,8 @@ class Circulation:
         self.trace(reason, sender, token)
         copy = self.token if not self.joining else None
         lineage = tuple(copy.lineage[-4:]) if copy is not None else ()
-        self.control(now, sender, Refuse(reason, token.epoch, token.hop, lineage))
+        members = len(copy.members) if copy is not None else 0
+        self.control(now, sender, Refuse(reason, token.epoch, token.hop, lineage, members))
 
     # --------------------------------------------------------------------------------------------------- releasing
 
@@ -294,7 +294,7 @@ class Circulation:
         self.haste = self.haste_asked = False
         self._expel(token)
         self._invite(now, token)
-        if token.hop >= token.quiet_until:
+        if token.hop >= token.quiet_until and not self.awaiting_view:
             self._load(token)
         if self.leaving and token.member(self.local) is not None:
             self._step_out(token)
@@ -316,24 +316,46 @@ class Circulation:
         self.states.on_token(TokenEvent.PASS)
         self.trace(Reason.TOKEN_PASSED, peer, token)
         hungry = timers.hungry + members * timers.hungry_per_member
-        # Excluded by the predecessor at the earliest a failure budget after it got the token, which is after now; by
-        # a 911 at the earliest a hungry time and a failure budget after someone passed the token, which is after our
-        # own previous pass.
-        lease = min(now + timers.failure_after, self._last_pass + timers.hungry + timers.failure_after)
-        if self._last_pass == -inf:
-            lease = now + timers.failure_after
-        self._last_pass = now
         self.hungry_until = now + hungry
         self.eating_until = inf
-        self.effects.append(TokenVisit(token.hop, now + (lease - now) * DRIFT_MARGIN, members))
+        if self._genuine:
+            self._renew_lease(now, token)
+
+    def _renew_lease(self, now: float, token: Token) -> None:
+        """Tell how long nobody in this node's view can have excluded it.
+
+        Whoever excludes it has tried for a failure budget to reach it, with a token or a 911, and has begun after
+        this node's pass before the present one: the token it could not hand over, or waited for in vain, had left
+        here by then. (Counting from the present pass would be wrong: the predecessor may still be trying, its
+        acknowledgements lost.) This holds only if the token has come round to this node, not if it was regenerated
+        here, and while no member of this node's view has been taken off the list.
+        """
+        self._genuine = False
+        previous, self._last_pass = self._last_pass, now
+        if previous == -inf or self.view is None or self.awaiting_view:
+            return
+        if self.states.view is not ViewState.AGREEMENT:
+            ring = {(member.id, member.incarnation) for member in token.members}
+            if not ring.issuperset(zip(self.view.members, self.view.incarnations, strict=True)):
+                return
+        lease = previous + self.timers.failure_after * DRIFT_MARGIN
+        self.effects.append(TokenVisit(token.hop, lease, len(token.members)))
+
+    def revoke_lease(self) -> None:
+        """This node gives its group up, and with it what the group has promised: the others need not wait."""
+        self._last_pass = -inf
+        self._genuine = False
+        if self.view is not None:
+            self.effects.append(TokenVisit(0, self.now, 0))
 
     def _keep(self, now: float) -> None:
-        self._last_pass = now
+        self._last_pass = -inf
         self.eating_until = now + self.timers.turn_idle
         self.hungry_until = inf
-        lease = now + self.timers.failure_after * DRIFT_MARGIN
-        self.effects.append(TokenVisit(self.token.hop if self.token else 0, lease, 1))
         self.deliver()
+        if self.view is not None and len(self.view.members) == 1:
+            lease = now + self.timers.failure_after * DRIFT_MARGIN
+            self.effects.append(TokenVisit(self.token.hop if self.token else 0, lease, 1))
 
     def _expel(self, token: Token) -> None:
         """Members that are no longer eligible leave."""
@@ -420,6 +442,7 @@ class Circulation:
             self.trace(Reason.STALE_MESSAGE, peer)
             return False
         newer = bool(refuse.lineage) and refuse.lineage[-1].id > token.epoch
+        newer = newer and outweighs(refuse.members, len(token.members))
         if newer and related(refuse.lineage, token.lineage) and not self.leaving_done:
             self.abandon(peer)
             return True
@@ -435,6 +458,7 @@ class Circulation:
         self.trace(reason, peer)
         self.passed = None
         self.passed_acknowledged = True
+        self.hungry_until = inf
         self.states.on_token(TokenEvent.DELIVERY_FAILED)
         self.discovery.failed(peer, now)
         self._fork({peer})
@@ -488,6 +512,7 @@ class Circulation:
         """Drop our own token or our hope for it: a newer branch of the group exists; ask to be let in."""
         self.trace(Reason.TOKEN_ABANDONED, peer)
         self.states.on_token(TokenEvent.ABANDON)
+        self.revoke_lease()
         self.passed = None
         self.passed_acknowledged = True
         self.joining = True
@@ -529,6 +554,13 @@ class Circulation:
         parked, self.parked = self.parked, None
         assert parked is not None
         self._refuse(now, parked.sender, parked.token, Reason.MERGE_GIVEN_UP)
+
+    def adopt_parked(self, now: float) -> None:
+        """The own group has let this node go: the parked token takes it in at once."""
+        parked, self.parked = self.parked, None
+        if parked is not None and (entry := parked.token.member(self.local)) is not None:
+            self._adopt(now, parked.token, entry, invited=True)
+            self._begin_visit(now)
 
     def expire_parked(self, now: float) -> None:
         if self.parked is not None and now >= self.parked.until:

@@ -70,6 +70,8 @@ class Call(NamedTuple):
     epoch: EpochId
     hop: int
     view_number: int
+    members: int
+    """Of the caller's group."""
 
 
 class Answer(NamedTuple):
@@ -87,6 +89,8 @@ class Refuse(NamedTuple):
     hop: int
     lineage: tuple[Epoch, ...]
     """The refuser's own branch; empty: it is in no ring."""
+    members: int
+    """Of the refuser's group."""
 
 
 class Haste(NamedTuple):
@@ -126,9 +130,9 @@ _TOKEN = struct.Struct("<BBBHHIIQQQQQ")
 _MEMBER = struct.Struct("<BBQQ")
 _PARCEL = struct.Struct("<QQIIBBBB")
 _FAREWELL = struct.Struct("<IBQQQ")
-_CALL = struct.Struct("<BIBBIBQQI")
+_CALL = struct.Struct("<BIBBIBQQIB")
 _ANSWER = struct.Struct("<BIB")
-_REFUSE = struct.Struct("<BBIBQQB")
+_REFUSE = struct.Struct("<BBIBQQBB")
 _BEACON = struct.Struct("<BIBBI")
 _RELAY = struct.Struct("<BQBB")
 _RELAYED = struct.Struct("<BQqB")
@@ -168,12 +172,12 @@ def encode_token(token: Token, hop: int) -> Buffers:
 def encode(message: Message) -> Buffers:
     """Any message but the token."""
     match message:
-        case Call(id, member, starved, epoch, hop, view_number):
-            return [_CALL.pack(Type.CALL, id, member, starved, *epoch, hop, view_number)]
+        case Call(id, member, starved, epoch, hop, view_number, members):
+            return [_CALL.pack(Type.CALL, id, member, starved, *epoch, hop, view_number, members)]
         case Answer(id, verdict):
             return [_ANSWER.pack(Type.ANSWER, id, verdict)]
-        case Refuse(reason, epoch, hop, lineage):
-            head = _REFUSE.pack(Type.REFUSE, reason, *epoch, hop, len(lineage))
+        case Refuse(reason, epoch, hop, lineage, members):
+            head = _REFUSE.pack(Type.REFUSE, reason, *epoch, hop, members, len(lineage))
             return [head + b"".join(_LINE.pack(*e.id, e.first_hop) for e in lineage)]
         case Haste():
             return [bytes([Type.HASTE])]
@@ -262,8 +266,8 @@ def _check_body(kind: int, messages: int, body: memoryview) -> None:
 
 
 def _decode_call(data: bytes | memoryview) -> Call:
-    _, id, member, starved, number, creator, incarnation, hop, view_number = _CALL.unpack(data)
-    return Call(id, bool(member), bool(starved), EpochId(number, creator, incarnation), hop, view_number)
+    _, id, member, starved, number, creator, incarnation, hop, view_number, members = _CALL.unpack(data)
+    return Call(id, bool(member), bool(starved), EpochId(number, creator, incarnation), hop, view_number, members)
 
 
 def _decode_answer(data: bytes | memoryview) -> Answer:
@@ -272,11 +276,11 @@ def _decode_answer(data: bytes | memoryview) -> Answer:
 
 
 def _decode_refuse(data: bytes | memoryview) -> Refuse:
-    _, reason, number, creator, incarnation, hop, count = _REFUSE.unpack_from(data)
+    _, reason, number, creator, incarnation, hop, members, count = _REFUSE.unpack_from(data)
     lineage = tuple(Epoch(EpochId(n, c, i), f) for n, c, i, f in _LINE.iter_unpack(data[_REFUSE.size :]))
     if len(lineage) != count:
         raise ValueError(f"{count} epochs announced, {len(lineage)} there")
-    return Refuse(reason, EpochId(number, creator, incarnation), hop, lineage)
+    return Refuse(reason, EpochId(number, creator, incarnation), hop, lineage, members)
 
 
 def _decode_haste(data: bytes | memoryview) -> Haste:

@@ -8,7 +8,7 @@ side. A member whose copy of the token is newer answers NO and calls itself, wit
 
 from __future__ import annotations
 
-from sync.ring.lineage import EpochId, extends
+from sync.ring.lineage import extends
 from sync.ring.messages import Call, Verdict
 from sync.ring.token import JOINER, Token
 
@@ -24,7 +24,8 @@ def judge(call: Call, caller: int, incarnation: int, local: int, copy: Token | N
     entry = copy.member(caller)
     newer = extends(copy.lineage, copy.hop, call.epoch, call.hop)
     if entry is None or entry.incarnation != incarnation or entry.flags & JOINER:
-        return Verdict.REJECTED if newer or _is_older(call.epoch, copy) else Verdict.LEFT_OUT
+        theirs_died = newer or any(known.id == call.epoch for known in copy.lineage)
+        return Verdict.REJECTED if theirs_died and outweighs(len(copy.members), call.members) else Verdict.LEFT_OUT
     if token_lives:
         return Verdict.NO
     if call.epoch == copy.epoch:
@@ -35,9 +36,9 @@ def judge(call: Call, caller: int, incarnation: int, local: int, copy: Token | N
     return Verdict.YES if call.epoch.number > copy.epoch.number else Verdict.REJECTED
 
 
-def _is_older(epoch: EpochId, copy: Token) -> bool:
-    """Does the caller come from a branch this one has grown out of?"""
-    return any(known.id == epoch for known in copy.lineage)
+def outweighs(members: int, others: int) -> bool:
+    """May a newer branch of so many members swallow an older one? Not a large group by a splinter of it."""
+    return 2 * members >= others
 
 
 class Calling:

@@ -229,7 +229,8 @@ class Token:
         members = [(member.id, member.incarnation) for member in self.ring_from(proposer)]
         joined = frozenset(member.id for member in self.members if member.flags & FRESH)
         if len(joined) == len(members):
-            joined = frozenset()
+            # Nobody is left of those who had the group's state: the proposer's becomes the group's.
+            joined -= {proposer}
         proposal = Proposal(self.view_number, serving, members, joined)
         return self.append(proposer, 0, order, 1, proposal.encode(), Kind.VIEW)
 
