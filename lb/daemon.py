@@ -23,12 +23,12 @@ from lb.children import Child
 from lb.config import NodeConfig
 from lb.control import Caller, ControlServer
 from lb.engine_driver import EngineDriver
-from lb.engine_plan import Health
+from lb.engine_plan import Health, Hop
 from lb.events import Event, Journal, to_plain
 from lb.health.board import HealthBoard
 from lb.maintenance import LoopLag, Sweeps
 from lb.metrics import Registry
-from lb.model import ClusterConfig
+from lb.model import ClusterConfig, IpAddress
 from lb.neighbours import Neighbours
 from lb.notify import Notifier
 from lb.own_addresses import OwnAddresses
@@ -40,6 +40,7 @@ JOURNAL_NAME = "events.jsonl"
 JOURNAL_WRITE_SECONDS = 1.0
 HEALTH_TICK_SECONDS = 1.0
 TASKS_MAX = 1024
+LAST_ANSWER_SECONDS = 0.2
 OWN_CALLER = Caller(0, os.getpid(), "lbd", "daemon")
 log = logging.getLogger("lb")
 
@@ -96,7 +97,7 @@ class Daemon:
         maps = await asyncio.to_thread(open_path, self.node)
         self.engine = PacketEngine(maps, self.node)
         self.driver = EngineDriver(self.engine, self._engine_failed)
-        self.neighbours = Neighbours(lambda hops: self.driver.request(hops=hops))
+        self.neighbours = Neighbours(self._hops_changed)
         methods.register(self)
         self.sweeps = Sweeps(self)
         self.components = [self._cluster_component(), OwnAddresses(self), self.sweeps]
@@ -147,6 +148,10 @@ class Daemon:
         if any(service.health is not None for service in config.services) and "health" in self._children:
             self.spawn(self._children["health"].start(), "health child")
         self.control.publish("health", {"kind": "targets.changed"})
+
+    def _hops_changed(self, hops: dict[int, Hop], sources: dict[int, IpAddress]) -> None:
+        self.driver.request(hops=hops)
+        self.engine.set_tunnel_sources(sources)
 
     # --- health ------------------------------------------------------------------------------------------------------
 
@@ -291,6 +296,8 @@ class Daemon:
             return
         self._is_stopping = True
         try:
+            # Whoever asked for it over the control socket is to have the answer.
+            await asyncio.sleep(LAST_ANSWER_SECONDS if detach else 0)
             await self._stop(detach=detach)
         finally:
             self.stopped.set()

@@ -28,11 +28,16 @@ Problem = Literal["no route", "not on a local segment", "interface is down", "ne
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """A target to resolve; `direct`: its MAC address itself is needed, a router in between will not do."""
+    """A target to resolve.
+
+    `direct`: its MAC address itself is needed, a router in between will not do. `tunnel`: packets to it get an outer
+    header, whose source is the address that the kernel would use.
+    """
 
     target: int
     address: IpAddress
-    direct: bool
+    direct: bool = False
+    tunnel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +49,13 @@ class Resolution:
     problems: dict[int, Problem]
     ask: frozenset[tuple[int, IpAddress]]
     unresolved: frozenset[tuple[int, IpAddress]]
+    sources: dict[int, IpAddress]
 
 
 def wants(config: ClusterConfig) -> list[Want]:
     """Every backend, in the order of the configuration."""
     return [
-        Want(backend.id, backend.ip, service.forward == "dsr")
+        Want(backend.id, backend.ip, direct=service.forward == "dsr", tunnel=service.forward == "tunnel")
         for service in config.services
         for backend in service.backends
     ]
@@ -64,6 +70,7 @@ def resolve(
     """The hop of each target, from what the kernel said. Pure."""
     hops: dict[int, Hop] = {}
     problems: dict[int, Problem] = {}
+    sources: dict[int, IpAddress] = {}
     ask, unresolved = set(), set()
     for want in wanted:
         route = routes.get(want.address)
@@ -75,6 +82,8 @@ def resolve(
         elif not link.up:
             problems[want.target] = "interface is down"
         else:
+            if want.tunnel and route.source is not None:
+                sources.setdefault(route.source.version, route.source)
             next_hop = (route.index, route.gateway or want.address)
             ask.add(next_hop)
             neighbour = neighbours.get(next_hop)
@@ -83,7 +92,7 @@ def resolve(
             else:
                 problems[want.target] = "next hop does not answer"
                 unresolved.add(next_hop)
-    return Resolution(hops, problems, frozenset(ask), frozenset(unresolved))
+    return Resolution(hops, problems, frozenset(ask), frozenset(unresolved), sources)
 
 
 def look_up(netlink: Netlink, wanted: Iterable[Want]) -> Resolution:
@@ -110,14 +119,17 @@ def solicit(netlink: Netlink, neighbours: Iterable[tuple[int, IpAddress]]) -> No
 
 
 class Neighbours:
-    """Keeps the hops of a configuration's backends current, and tells `changed` about every difference."""
+    """Keeps the hops of a configuration's backends current, and tells `changed` about every difference.
 
-    def __init__(self, changed: Callable[[dict[int, Hop]], None]) -> None:
+    `changed` gets the hops by target and the sources for outer headers by IP version.
+    """
+
+    def __init__(self, changed: Callable[[dict[int, Hop], dict[int, IpAddress]], None]) -> None:
         self.problems: dict[int, Problem] = {}
         self.lookups = 0
         self._changed = changed
         self._wanted: list[Want] = []
-        self._hops: dict[int, Hop] | None = None
+        self._told: tuple[dict[int, Hop], dict[int, IpAddress]] | None = None
         self._asked: frozenset[tuple[int, IpAddress]] = frozenset()
         self._lost = 0
         self._netlink = Netlink()
@@ -177,9 +189,9 @@ class Neighbours:
         found = await asyncio.to_thread(self._look_up, self._wanted, ask)
         self.lookups += 1
         self.problems, self._asked = found.problems, found.ask
-        if found.hops != self._hops:
-            self._hops = found.hops
-            self._changed(found.hops)
+        if (found.hops, found.sources) != self._told:
+            self._told = found.hops, found.sources
+            self._changed(found.hops, found.sources)
 
     def _look_up(self, wanted: list[Want], ask: Ask) -> Resolution:
         found = look_up(self._netlink, wanted)

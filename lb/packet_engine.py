@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ebpf import layout, loader
+from ebpf import layout, libbpf, loader
 from ebpf.layout import SLOT_TARGET_MASK, AddressFlag, Setting
 from ebpf.maps import Map, Maps
 from lb.config import NodeConfig
@@ -63,6 +63,7 @@ class PacketEngine:
         self.lock = threading.RLock()
         self.writes = 0
         self._clock = clock
+        self._named_sources = node.engine.tunnel_sources
         self._config = EMPTY
         self._facts = Facts(records=node.ring is not None)
         self._state = read_state(maps)
@@ -77,6 +78,16 @@ class PacketEngine:
             admissions_per_s=node.engine.admissions_per_s,
             **tunnel_source_settings(node.engine.tunnel_sources),
         )
+
+    def set_tunnel_sources(self, sources: Mapping[int, IpAddress]) -> None:
+        """Own addresses for outer headers, by IP version, where the node file names no network for them."""
+        named = {ipaddress.ip_network(text).version for text in self._named_sources}
+        networks = [f"{address}" for version, address in sources.items() if version not in named]
+        fields = tunnel_source_settings(networks)
+        settings = self.maps.settings.get(0)
+        assert settings is not None
+        if any(not np.array_equal(settings[name], value) for name, value in fields.items()):
+            self.change_settings(**fields)
 
     @property
     def config(self) -> ClusterConfig:
@@ -368,4 +379,8 @@ def detach_path(node: NodeConfig) -> list[str]:
     """Takes the program off every interface and forgets maps and connections; returns the interfaces it was on."""
     names = [interface.name for interface in node.interfaces if loader.detach(interface.name, node.pins)]
     loader.remove(node.pins)
+    (node.run_dir / PROGRAM_STAMP).unlink(missing_ok=True)
+    # The kernel puts files of its own into a BPF file system; only directories are gateways.
+    if libbpf.is_bpffs(node.bpffs) and not any(path.is_dir() for path in node.bpffs.iterdir()):
+        libbpf.unmount(node.bpffs)
     return names
