@@ -126,7 +126,8 @@ class RecordReceiver:
     """Writes peers' records into this gateway's connection map, in the order in which they came.
 
     `on_shed` is called (on the event loop) when a message was lost to this gateway and its table needs repair;
-    `on_writing(keys)`, while set, sees the keys of every batch before it is written, on the worker's thread.
+    `on_writing(keys)` sees the keys of every batch before it is written. While `inline` is False all batches are
+    written on the worker's thread.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class RecordReceiver:
         self._running: Future[None] | None = None
         self.counts = ReceiveCounts()
         self.on_writing: Callable[[np.ndarray], None] | None = None
+        self.inline = True
 
     @property
     def queued_bytes(self) -> int:
@@ -154,8 +156,7 @@ class RecordReceiver:
 
     def receive(self, message: Payload) -> None:
         """Take one message of a peer."""
-        idle = self._running is None and self.on_writing is None
-        if idle and len(message) <= INLINE_RECORDS_MAX * 64:
+        if self.inline and self._running is None and len(message) <= INLINE_RECORDS_MAX * 64:
             self.write([message])
             return
         if self._queued_bytes + len(message) > APPLY_QUEUE_BYTES_MAX:
