@@ -17,11 +17,12 @@ import logging
 import os
 import random
 import secrets
+import select
 import time
 from collections import Counter as Counts
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from math import inf
+from math import ceil, inf
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -72,7 +73,7 @@ from .shared import (
     Taken,
 )
 from .shared import Unknown as UnknownOutcome
-from .sockets import SocketAddress, Sockets, datagram_max, parse_address
+from .sockets import READ_MAX, SocketAddress, Sockets, datagram_max, parse_address
 from .transport.effects import Path, PeerConfig, Transmit
 
 log = logging.getLogger("sync")
@@ -80,6 +81,7 @@ log = logging.getLogger("sync")
 USER_CHANNELS = range(16, 256)
 EVENTS_MAX = 1024  # per iterator; older ones are dropped and counted
 LEAVE_TIMEOUT_S = 0.5
+READS_BEFORE_TIMER_MAX = 64  # times READ_MAX datagrams per link
 LAG_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 500)
 INCARNATION_BITS = 62
 
@@ -218,8 +220,12 @@ class Ring:
         if self._scheduling != "other":
             self._try_scheduling()
         self._sockets = Sockets(self._listen)
+        # Links are watched through an epoll of our own: libuv stops watching a socket for good when an ICMP error
+        # makes it readable with POLLERR.
+        self._poll = select.epoll()
         for link in self._sockets.links:
-            self._loop.add_reader(link.fileno(), self._readable, link)
+            self._poll.register(link.fileno(), select.EPOLLIN)
+        self._loop.add_reader(self._poll.fileno(), self._readable)
         self._step(Timer())
 
     def _try_scheduling(self) -> None:
@@ -242,8 +248,8 @@ class Ring:
         """Close the sockets; to the others this node is dead, unless it has left. Pending requests are cancelled."""
         if self._sockets is None:
             return
-        for link in self._sockets.links:
-            self._loop.remove_reader(link.fileno())
+        self._loop.remove_reader(self._poll.fileno())
+        self._poll.close()
         self._sockets.close()
         self._sockets = None
         if self._timer is not None:
@@ -459,11 +465,17 @@ class Ring:
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
-    def _readable(self, link: Any) -> None:
-        link.read(self._receive)
-        if link.counts["receive_econnrefused"]:
-            for address in link.refused():
-                self._node.transport.path_refused(link.index, address)
+    def _readable(self) -> None:
+        if self._sockets is None:
+            return
+        ready = dict(self._poll.poll(0))
+        for link in self._sockets.links:
+            events = ready.get(link.fileno(), 0)
+            if events & select.EPOLLIN:
+                link.read(self._receive)
+            if events & select.EPOLLERR or link.icmp_pending:
+                for address in link.refused():
+                    self._node.transport.path_refused(link.index, address)
 
     def _receive(self, link: int, source: SocketAddress, data: memoryview, segment_size: int) -> None:
         self._step(Datagrams(((link, source, data, segment_size),)))
@@ -474,7 +486,9 @@ class Ring:
         self._timer, self._timer_at = None, inf
         # A process that was stalled must see what has arrived before it judges who is late.
         for link in self._sockets.links if self._sockets is not None else []:
-            link.read(self._receive)
+            for _ in range(READS_BEFORE_TIMER_MAX):
+                if link.read(self._receive) < READ_MAX:
+                    break
         self._shared_tick(time.monotonic())
         self._step(Timer())
 
@@ -520,7 +534,8 @@ class Ring:
             self._timer = None
         self._timer_at = deadline
         if deadline != inf:
-            delay = deadline - time.monotonic()
+            # uvloop rounds to milliseconds; rounded down, the timer would fire early, again and again.
+            delay = ceil((deadline - time.monotonic()) * 1000) / 1000
             self._timer = self._loop.call_later(max(0.0, delay), self._on_timer)
 
     def _tag(self) -> int:

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Namespaces around one switch for ring benchmarks, and what their processes use of the machine."""
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+END_GRACE_S = 2.0
+
+
+def run(*command: str) -> str:
+    """Run a command, return its output; raises RuntimeError with what it said."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+class Network:
+    """`nodes` namespaces, numbered from 1, on one bridge (or `links` bridges); everything is removed at the end."""
+
+    def __init__(self, nodes: int, *, links: int = 1, mtu: int = 1500) -> None:
+        self.nodes, self.links, self.mtu = nodes, links, mtu
+        self._tag = f"rb{os.getpid()}"
+        self._processes: list[subprocess.Popen[Any]] = []
+
+    def namespace(self, node: int) -> str:
+        """Name of a node's namespace; 0 is the switch's."""
+        return f"{self._tag}-{node}"
+
+    def address(self, node: int, link: int = 0) -> str:
+        """IPv4 address of a node on a link."""
+        return f"10.78.{link}.{node}"
+
+    def __enter__(self) -> Self:
+        try:
+            self._build()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._remove()
+
+    def _build(self) -> None:
+        for node in range(self.nodes + 1):
+            run("ip", "netns", "add", self.namespace(node))
+            run("ip", "-n", self.namespace(node), "link", "set", "lo", "up")
+        switch = self.namespace(0)
+        for link in range(self.links):
+            run("ip", "-n", switch, "link", "add", f"br{link}", "type", "bridge", "stp_state", "0", "mcast_snooping", "0")
+            run("ip", "-n", switch, "link", "set", f"br{link}", "up")
+            for node in range(1, self.nodes + 1):
+                self._plug(switch, node, link)
+
+    def _plug(self, switch: str, node: int, link: int) -> None:
+        own, port = self.namespace(node), self.port(node, link)
+        mtu = str(self.mtu)
+        run("ip", "link", "add", f"eth{link}", "netns", own, "mtu", mtu, "type", "veth",
+            "peer", "name", port, "netns", switch, "mtu", mtu)  # fmt: skip
+        run("ip", "-n", switch, "link", "set", port, "master", f"br{link}", "up")
+        run("ip", "-n", own, "addr", "add", f"{self.address(node, link)}/24", "dev", f"eth{link}")
+        run("ip", "-n", own, "link", "set", f"eth{link}", "up")
+
+    @staticmethod
+    def port(node: int, link: int) -> str:
+        """The switch's end of a node's cable."""
+        return f"p{node}-{link}"
+
+    def cut(self, node: int, link: int = 0) -> None:
+        """Pull a cable at the switch; the node sees its own carrier go as well."""
+        run("ip", "-n", self.namespace(0), "link", "set", self.port(node, link), "down")
+
+    def mend(self, node: int, link: int = 0) -> None:
+        """Plug it in again."""
+        run("ip", "-n", self.namespace(0), "link", "set", self.port(node, link), "up")
+
+    def spawn(self, node: int, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a process in a node's namespace, with its network alone changed."""
+        entered = ["nsenter", f"--net=/run/netns/{self.namespace(node)}", *command]
+        process = subprocess.Popen(entered, **options)
+        self._processes.append(process)
+        return process
+
+    def end(self, process: subprocess.Popen[Any], how: int = signal.SIGTERM) -> None:
+        """End one of our processes and wait for it."""
+        if process.poll() is None:
+            process.send_signal(how)
+            try:
+                process.wait(END_GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def _remove(self) -> None:
+        for process in reversed(self._processes):
+            self.end(process)
+        for node in range(self.nodes + 1):
+            if Path("/run/netns", self.namespace(node)).exists():
+                run("ip", "netns", "del", self.namespace(node))
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """CPU time the processes have used so far, all their threads, in seconds (nanosecond counters)."""
+    total = 0
+    for pid in pids:
+        for schedstat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                total += int(schedstat.read_text().split()[0])
+    return total / 1e9
+
+
+def machine_seconds() -> float:
+    """Busy time of the whole machine so far, interrupts included, in CPU seconds (10 ms steps)."""
+    user, nice, system, _, _, irq, softirq, *_ = (int(v) for v in Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process in MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / (1 << 20)
+
+
+def private_mb(pid: int) -> float:
+    """Proportional share (PSS) of a process in MiB: shared pages divided by their users."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def distribution(values: Sequence[float], digits: int = 1) -> dict[str, float]:
+    """Count, extremes, median, 99th percentile."""
+    if not values:
+        return {"n": 0}
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], digits)
+
+    return {"n": len(ordered), "min": at(0), "p50": at(0.5), "p99": at(0.99), "max": round(ordered[-1], digits)}
+
+
+def sleep_until(instant: float) -> None:
+    """Sleep until an instant of the monotonic clock."""
+    time.sleep(max(0.0, instant - time.monotonic()))
