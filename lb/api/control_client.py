@@ -90,7 +90,7 @@ class ControlClient:
         finally:
             self._waiting.pop(number, None)
 
-    async def events(self, topics: Sequence[str] = ()) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, topics: Sequence[str] = ("*",)) -> AsyncIterator[dict[str, Any]]:
         """Events as they happen, on a connection of their own, until it ends. Raises ApiProblem(unavailable)."""
         reader, writer = await self._open()
         try:

@@ -135,12 +135,15 @@ class Hub:
             pause = min(pause * 2, RECONNECT_MAX_S)
 
     def _event(self, event: dict[str, Any]) -> None:
+        """Entries of the journal go to the watchers; any other notice only means that something is to be read anew."""
         self.events_total += 1
+        self._changed.set()
+        if "message" not in event:
+            return
         number = event.get("id")
         message = sse("event", event, number if isinstance(number, int) else None)
         for watcher in self._watchers:
             watcher.put_event(message)
-        self._changed.set()
 
     async def _refresh(self) -> None:
         while True:

@@ -31,12 +31,20 @@ class Refusal(Exception):
 class ControlDouble:
     """lbd's side of the control socket, in a thread of its own with a loop of its own."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, cluster: str = "test") -> None:
+        self.path, self.cluster = path, cluster
+        self._writers: list[asyncio.StreamWriter] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stop: asyncio.Event | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the state every test begins with; connections stay."""
         self.started = time.time()
         self.version = 3
         self.callers: list[tuple[str, dict[str, Any]]] = []
-        self.owner = {"10.0.1.100": "gw1", "2001:db8:1::100": "gw2"}
+        self.owner: dict[str, str | None] = {"10.0.1.100": "gw1", "2001:db8:1::100": "gw2"}
         self.pin: dict[str, str | None] = {}
         self.prefer: dict[str, list[str]] = {}
         self.drained: set[str] = set()
@@ -44,10 +52,6 @@ class ControlDouble:
         self.backend_drain: dict[tuple[str, str], bool] = {("web", "b1"): False, ("web", "b2"): False}
         self.weight: dict[tuple[str, str], int] = {("web", "b1"): 1, ("web", "b2"): 2}
         self.journal: list[dict[str, Any]] = []
-        self._writers: list[asyncio.StreamWriter] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._stop: asyncio.Event | None = None
 
     # -- life
 
@@ -109,7 +113,7 @@ class ControlDouble:
     def on_status(self) -> dict[str, Any]:
         members = [node for node in NODES if node not in self.gone]
         return {
-            "cluster": "test", "node": "gw1", "node_id": 1, "version": "0.1.0", "state": "in_service",
+            "cluster": self.cluster, "node": "gw1", "node_id": 1, "version": "0.1.0", "state": "in_service",
             "started_at": self.started, "uptime_s": time.time() - self.started, "config_version": self.version,
             "view": {"number": 7 + len(self.gone), "group": 1, "members": members}, "loop_lag_ms": 0.4,
             "interfaces": [{"name": "lan0", "segment": "inside", "xdp_mode": "generic"}],
@@ -181,7 +185,7 @@ class ControlDouble:
             "path": "service[web2]",
             "before": None,
             "after": {},
-            "text": "service web2",
+            "text": "+ service[web2] tcp",
         }
         return {"version": self.version, "changes": [change] if text.strip() else [], "warnings": []}
 
@@ -256,8 +260,8 @@ class ControlDouble:
 
 
 @contextlib.contextmanager
-def control_double(path: Path) -> Iterator[ControlDouble]:
-    double = ControlDouble(path)
+def control_double(path: Path, cluster: str = "test") -> Iterator[ControlDouble]:
+    double = ControlDouble(path, cluster)
     double.start()
     try:
         yield double
@@ -309,19 +313,21 @@ MAP_SIZES = {"connections": 1 << 16, "half_open": 1024, "records": 1 << 16, "cap
 
 
 @contextlib.contextmanager
-def running_api(directory: Path, extra: str = "", sizes: dict[str, int] | None = None) -> Iterator[RunningApi]:
+def running_api(
+    directory: Path, extra: str = "", sizes: dict[str, int] | None = None, cluster: str = "test"
+) -> Iterator[RunningApi]:
     """Everything started; node file, sockets, pins and state below directory."""
     (directory / "run").mkdir(parents=True)
     config = directory / "node.toml"
     config.write_text(
-        f'cluster = "test"\n[node]\nname = "gw1"\nid = 1\n'
+        f'cluster = "{cluster}"\n[node]\nname = "gw1"\nid = 1\n'
         f'run_dir = "{directory}/run"\nstate_dir = "{directory}/state"\n'
         f'[[interface]]\nname = "lo"\nsegment = "inside"\n{extra}'
     )
     with (
         bpffs(directory / "run" / "bpf") as mount,
         contextlib.closing(create_maps(mount / "gw1" / "maps", {**MAP_SIZES, **(sizes or {})})) as maps,
-        control_double(directory / "run" / "control.sock") as control,
+        control_double(directory / "run" / "control.sock", cluster) as control,
     ):
         process = subprocess.Popen([sys.executable, "-m", "lb.api", "--config", str(config)], cwd=ROOT)
         api = RunningApi(directory, control, maps, process)

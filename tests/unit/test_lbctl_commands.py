@@ -134,7 +134,7 @@ def test_apply_shows_first_and_asks(api: RunningApi, tmp_path: Path) -> None:
     file.write_text('[[service]]\nname = "web2"\n')
     before = api.control.version
     dry = lbctl(api, "apply", "-f", str(file), "--dry-run")
-    assert (dry.returncode, "+ service web2" in dry.stdout) == (Exit.OK, True)
+    assert (dry.returncode, "+ service[web2] tcp" in dry.stdout) == (Exit.OK, True)
     unasked = lbctl(api, "apply", "-f", str(file))
     assert unasked.returncode == Exit.ABORTED
     assert "--yes" in unasked.stderr

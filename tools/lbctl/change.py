@@ -12,7 +12,7 @@ from tools.lbctl.exits import Exit
 from tools.lbctl.output import console, escaped, print_json
 from tools.lbctl.session import BackendName, Json, NodeName, VipAddress, Yes, backend_path, client, complete_node
 
-STYLE_OF_CHANGE = {"add": ("green", "+"), "remove": ("red", "-"), "change": ("yellow", "~")}
+STYLE_OF_CHANGE = {"add": "green", "remove": "red", "change": "yellow"}
 
 vip = typer.Typer(help="Move and hold VIPs.", no_args_is_help=True)
 node = typer.Typer(help="Take gateways out of service and back.", no_args_is_help=True)
@@ -130,8 +130,7 @@ def _show_difference(difference: dict[str, Any]) -> None:
     for warning in difference.get("warnings", []):
         out.print(f"[yellow]warning:[/] {escaped(warning)}")
     for change in difference["changes"]:
-        style, sign = STYLE_OF_CHANGE.get(change["kind"], ("", "?"))
-        out.print(f"[{style}]{sign} {escaped(change['text'])}[/]")
+        out.print(f"[{STYLE_OF_CHANGE.get(change['kind'], 'bold')}]{escaped(change['text'])}[/]")
     if not difference["changes"]:
         out.print(f"no difference: version {difference['version']} already says so")
 
