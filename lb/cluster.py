@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 
 CHANNEL_EVENTS = 17
 CHANNEL_STATS = 19
+# The event loop alone runs with real-time priority, as corosync does: a busy machine must not look like a dead one.
+SCHEDULING = "rr:1"
 # A planned restart: how long the kernel may answer without the daemon, and how long the others wait for it.
 RESTART_LEASE_S = 20.0
 RESTART_GRACE_S = RESTART_LEASE_S + 1.0
@@ -108,7 +110,7 @@ class Cluster:
         self.node = node.node.id
         self.store = SharedStore(node.state_dir, tell=self._tell_config)
         ids = {name: peer.id for name, peer in node.ring.peers.items()} | {node.node.name: self.node}
-        self.ring = Ring(ring_config(node), list(node.ring.listen))
+        self.ring = Ring(ring_config(node), list(node.ring.listen), scheduling=SCHEDULING)
         self.state = ClusterState(self.ring, self.node, ids, self._react, self._holding_changed)
         self.lease_until = 0.0
         self.token_visits = 0
