@@ -116,7 +116,8 @@ class Daemon:
         await self._start_children()
         if self.services_file is not None:
             await self.apply_file(self.services_file)
-        self.set_state("in_service")
+        if self.node.ring is None:
+            self.set_state("in_service")
 
     def _lock(self) -> None:
         for directory in (self.node.run_dir, self.node.state_dir):

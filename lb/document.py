@@ -56,15 +56,19 @@ def _is_nested(value: Any) -> bool:
 
 
 def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _quoted(key)
 
 
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # A JSON string is a TOML basic string, except that TOML forbids a raw DEL.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return _quoted(value)
     if isinstance(value, list):
         return "[" + ", ".join(_value(item) for item in value) + "]"
     return str(value)
+
+
+def _quoted(text: str) -> str:
+    # A JSON string is a TOML basic string, except that TOML forbids a raw DEL and escaped surrogates.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -93,9 +93,10 @@ class DeleteEntries:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplaceTable:
-    service: int
-    slots: Slots
+class ReplaceTables:
+    """Swap the lookup tables of these services."""
+
+    tables: Mapping[int, Slots]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class SetFlags:
     flags: int
 
 
-Write = SetEntries | DeleteEntries | ReplaceTable | SetFlags
+Write = SetEntries | DeleteEntries | ReplaceTables | SetFlags
 
 
 def desired_state(config: ClusterConfig, facts: Facts) -> State:
@@ -272,26 +273,28 @@ def _additions(current: State, desired: State) -> Iterator[Write]:
 
 
 def _services(current: State, desired: State) -> Iterator[Write]:
-    for service, row in desired.services.items():
-        before = current.services.get(service, EMPTY_SERVICE)
-        row_write: list[Write] = [SetEntries("service_table", {service: row})] if row != before else []
-        table_write = _table_write(service, row, current, desired)
-        # Never let the service see more slots than its table has.
-        shrinks = _slots_of(row) < _slots_of(before)
-        yield from [*row_write, *table_write] if shrinks else [*table_write, *row_write]
+    rows = _changed(current.services, desired.services)
+    # Never let a service see more slots than its table has.
+    shrinking = {
+        s: row for s, row in rows.items() if _slots_of(row) < _slots_of(current.services.get(s, EMPTY_SERVICE))
+    }
+    if shrinking:
+        yield SetEntries("service_table", shrinking)
+    if tables := dict(_changed_tables(current, desired)):
+        yield ReplaceTables(tables)
+    if others := {service: row for service, row in rows.items() if service not in shrinking}:
+        yield SetEntries("service_table", others)
     if endpoints := _changed(current.endpoints, desired.endpoints):
         yield SetEntries("services", endpoints)
 
 
-def _table_write(service: int, row: bytes, current: State, desired: State) -> list[Write]:
-    table, before = desired.tables.get(service), current.tables.get(service)
-    if table is None or not len(table):
-        return []
-    if np.frombuffer(row, layout.SERVICE)[0]["scheduler"] in HASHED:
-        table = marked(before, table)
-    if before is not None and np.array_equal(before[: len(table)], table):
-        return []
-    return [ReplaceTable(service, table)]
+def _changed_tables(current: State, desired: State) -> Iterator[tuple[int, Slots]]:
+    for service, table in desired.tables.items():
+        before = current.tables.get(service)
+        scheduler = np.frombuffer(desired.services[service], layout.SERVICE)[0]["scheduler"]
+        wanted = marked(before, table) if scheduler in HASHED else table
+        if len(wanted) and not (before is not None and np.array_equal(before[: len(wanted)], wanted)):
+            yield service, wanted
 
 
 def _slots_of(row: bytes) -> int:

@@ -8,6 +8,7 @@ milliseconds: call from a worker thread, one at a time (`lock`); `lb.daemon` doe
 
 import hashlib
 import ipaddress
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,16 +20,17 @@ import numpy as np
 
 from ebpf import layout, libbpf, loader
 from ebpf.layout import SLOT_TARGET_MASK, AddressFlag, Setting
-from ebpf.maps import Map, Maps
+from ebpf.maps import Map, Maps, create_table
 from lb.config import NodeConfig
 from lb.engine_plan import (
     CONFIGURED_FLAGS,
     HASHED,
     DeleteEntries,
     Facts,
-    ReplaceTable,
+    ReplaceTables,
     SetEntries,
     SetFlags,
+    Slots,
     State,
     Write,
     desired_state,
@@ -40,6 +42,7 @@ from lb.model import EMPTY, ClusterConfig, IpAddress
 # way.
 MARK_SECONDS_MIN = 120
 FOREVER_NS = 2**64 - 1
+TABLES_PER_BATCH = 256
 PROGRAM_STAMP = "program.digest"
 
 
@@ -149,10 +152,10 @@ class PacketEngine:
                 _remember(state, name, entries)
             case DeleteEntries(name, keys):
                 self._delete(name, keys)
-            case ReplaceTable(service, slots):
-                self.maps.replace_table(service, slots)
-                state.tables[service] = slots
-                self._table_changed_at[service] = self._clock()
+            case ReplaceTables(tables):
+                replace_tables(self.maps, tables)
+                state.tables.update(tables)
+                self._table_changed_at.update(dict.fromkeys(tables, self._clock()))
             case SetFlags(flags):
                 settings = self.maps.settings.get(0)
                 assert settings is not None
@@ -241,6 +244,31 @@ class PacketEngine:
         self.maps.close()
 
 
+def replace_tables(maps: Maps, tables: Mapping[int, Slots]) -> None:
+    """Swaps the lookup tables of services, each at once.
+
+    The kernel waits for all processors after each swap, some ten milliseconds; in a batch it waits once for all.
+    """
+    waiting = list(tables.items())
+    for begin in range(0, len(waiting), TABLES_PER_BATCH):
+        _replace_batch(maps, dict(waiting[begin : begin + TABLES_PER_BATCH]))
+
+
+def _replace_batch(maps: Maps, tables: Mapping[int, Slots]) -> None:
+    descriptors = []
+    line_numbers = np.arange(layout.TABLE_LINES, dtype=np.uint32)
+    try:
+        for slots in tables.values():
+            descriptor = create_table()
+            descriptors.append(descriptor)
+            lines = layout.table_lines(slots)
+            libbpf.update_batch(descriptor, line_numbers.ctypes.data, lines.ctypes.data, len(lines))
+        maps.tables.update(list(tables), descriptors)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
 def _set(target: Map, entries: Mapping[Any, Any]) -> None:
     keys, values = list(entries), list(entries.values())
     packed_keys = np.frombuffer(b"".join(keys), target.spec.key) if isinstance(keys[0], bytes) else keys
@@ -321,11 +349,13 @@ def read_held(maps: Maps) -> frozenset[str]:
 
 def _read_hash(source: Map) -> dict[bytes, int]:
     keys, values = source.dump()
+    keys = keys.astype(source.spec.key)
     return {key.tobytes(): int(value) for key, value in zip(keys, values, strict=True)}
 
 
 def _read_rows(source: Map) -> dict[int, bytes]:
     _, values = source.dump()
+    values = values.astype(source.spec.value)
     used = np.flatnonzero(values.view(np.uint8).reshape(len(values), -1).any(axis=1))
     return {int(index): values[index].tobytes() for index in used}
 

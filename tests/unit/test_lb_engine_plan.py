@@ -16,7 +16,7 @@ from lb.engine_plan import (
     Facts,
     Health,
     Hop,
-    ReplaceTable,
+    ReplaceTables,
     SetEntries,
     SetFlags,
     State,
@@ -153,8 +153,8 @@ def applied(state: State, writes: list[Write]) -> State:
             case DeleteEntries(name, keys):
                 for key in keys:
                     _held(state, name).pop(key)
-            case ReplaceTable(service, slots):
-                state.tables[service] = slots
+            case ReplaceTables(tables):
+                state.tables.update(tables)
             case SetFlags(flags):
                 state.flags = flags
         _references_hold(state)
