@@ -106,7 +106,9 @@ def assemble(name: str, seen: set[str] | None = None) -> str:
 
 def source(name: str, maps_directory: Path) -> str:
     """The whole text of a program: pin path, source, layout assertions."""
-    return f'#define PIN_DIRECTORY "{maps_directory}/"\n{assemble(name)}\n{layout.static_assertions()}'
+    text = assemble(name)
+    assertions = layout.static_assertions() if '#line 1 "layout.h"' in text else ""
+    return f'#define PIN_DIRECTORY "{maps_directory}/"\n{text}\n{assertions}'
 
 
 def jiffies_per_second() -> int:
@@ -124,7 +126,13 @@ def _load(text: str, programs: Path) -> list[str]:
 
     os.environ.setdefault("BCC_KERNEL_SOURCE", "")
     module: Any = BPF(
-        text=text, cflags=["-Wno-macro-redefined", "-Wno-unused-function", f"-DCONFIG_HZ={jiffies_per_second()}"]
+        text=text,
+        cflags=[
+            "-Wno-macro-redefined",
+            "-Wno-unused-function",
+            f"-DCONFIG_HZ={jiffies_per_second()}",
+            f"-DCPU_COUNT={libbpf.cpu_count_possible()}",
+        ],
     )
     names = program_names(text)
     steps = module["steps"] if len(names) > 1 else None

@@ -113,16 +113,16 @@ INLINE u32 use_connection(const struct settings *s, struct work *w, const struct
         return way;
     follow_state(s, w, service, c, w->flags & WORK_SWAPPED);
     touch(w, c);
-    if (is_open(c->state) && w->target + (service->method == METHOD_LOCAL))
-        remember_flow(s, w, w->target, service->method == METHOD_LOCAL ? RECENT_LOCAL : 0);
+    if (is_open(c->state) && !(w->flags & WORK_DRY))
+        remember_flow(s, w->hash, w->target, service->method == METHOD_LOCAL ? RECENT_LOCAL : 0);
     return GO_ON;
 }
 
 INLINE bool was_seen_once(const struct settings *s, const struct work *w)
 {
-    struct recent_flow *flow = recent_flow(w->hash);
+    struct recent_flow *flow = recent_flow(s, w->hash);
 
-    return flow && flow->tag == tag_of(s, w->hash) && (flow->flags & RECENT_UDP_ONCE);
+    return flow && (flow->flags & RECENT_UDP_ONCE);
 }
 
 // A packet of no known connection. `half` is what an earlier first packet left.
@@ -151,8 +151,8 @@ INLINE u32 open_connection(const struct settings *s, struct work *w, const struc
         remember_first(s, w, service);
     else if (!(w->tcp_flags & TCP_RST)) {
         establish(s, w, service);
-        if (!(w->tcp_flags & (TCP_SYN | TCP_FIN)))
-            remember_flow(s, w, target, local ? RECENT_LOCAL : 0);
+        if (!(w->tcp_flags & (TCP_SYN | TCP_FIN)) && !(w->flags & WORK_DRY))
+            remember_flow(s, w->hash, target, local ? RECENT_LOCAL : 0);
     }
     return GO_ON;
 }
@@ -174,8 +174,10 @@ INLINE struct connection *known_connection(const struct settings *s, struct work
 
     // The port is in use again: the old connection is over.
     if (c && is_first(w) && c->state >= STATE_FIN_CLIENT && w->protocol == IPPROTO_TCP) {
-        if (!(w->flags & WORK_DRY))
+        if (!(w->flags & WORK_DRY)) {
             connections.delete(&w->connection);
+            forget_flow(s, w);
+        }
         return 0;
     }
     return c;

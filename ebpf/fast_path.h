@@ -1,69 +1,83 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
-// The short way: a plain packet (no VLAN tag, no options, no fragment) of a flow that was looked up within the last
-// second, to a `dsr` or `tunnel` target that is alive and resolved, or to this node itself. It reads six cache lines:
-// packet, settings, capture switch, flow, target, counter. Everything else takes the full path.
+// The short ways, for plain packets (no VLAN tag, no options, no fragment) to a `dsr` or `tunnel` target that is alive
+// and resolved, or to this node itself; everything else takes the full path. In order:
+//   a flow that was looked up within the last second: packet, settings, flow, target, counter, one cache line each;
+//   an established connection of this node, in the large table;
+//   the first packet of a connection whose target is a function of the packet: service, table, target.
+// Each decides as the full path would; none changes anything before the packet is sure to be sent.
 
-#include "remember_flow.h"
-#include "rewrite_packet.h"
+#include "connect_flow.h"
+#include "forward_packet.h"
 
 #define TCP_CONTROL (TCP_FIN | TCP_SYN | TCP_RST)
+// A short way's answer besides a target.
+#define NO_TARGET 0
+#define TO_THIS_NODE 0xffffffff
 
 struct plain_packet {
     u64 hash;
+    u32 ports;
     u16 l3_length;
+    u8 protocol;
     bool v6;
+    bool first;  // TCP SYN
 };
 
-// The ports at the start of a TCP or UDP header; false unless the packet is the middle of something.
-INLINE bool plain_ports(struct xdp_md *ctx, void *l4, u8 protocol, u16 l4_length, u32 *ports)
+// Protocol, ports and whether it is a first packet; false for the other packets that change a connection's state.
+INLINE bool plain_transport(struct xdp_md *ctx, void *l4, u16 l4_length, struct plain_packet *p)
 {
     struct tcphdr *tcp = l4;
     struct udphdr *udp = l4;
 
-    if (protocol == IPPROTO_TCP) {
-        if (PAST_END(ctx, tcp) || l4_length < sizeof(*tcp) || (((u8 *)tcp)[13] & TCP_CONTROL))
+    if (p->protocol == IPPROTO_TCP) {
+        u8 control;
+
+        if (PAST_END(ctx, tcp) || l4_length < sizeof(*tcp))
             return false;
-    } else if (protocol != IPPROTO_UDP || PAST_END(ctx, udp) || l4_length < sizeof(*udp)) {
+        control = ((u8 *)tcp)[13] & (TCP_CONTROL | TCP_ACK);
+        p->first = control == TCP_SYN;
+        if (!p->first && (control & TCP_CONTROL))
+            return false;
+    } else if (p->protocol != IPPROTO_UDP || PAST_END(ctx, udp) || l4_length < sizeof(*udp)) {
         return false;
     }
-    __builtin_memcpy(ports, l4, 4);
+    __builtin_memcpy(&p->ports, l4, 4);
     return true;
 }
 
 INLINE bool plain_ipv4(struct xdp_md *ctx, const struct settings *s, struct plain_packet *p)
 {
     struct iphdr *ip = packet_at(ctx, ETHERNET_BYTES);
-    u32 ports, length = frame_bytes(ctx);
 
     if (PAST_END(ctx, ip) || *(u8 *)ip != 0x45)
         return false;
     if (ip->frag_off & bpf_htons(IPV4_OFFSET | IPV4_MORE_FRAGMENTS))
         return false;
     p->l3_length = bpf_ntohs(ip->tot_len);
-    p->v6 = false;
-    if (ETHERNET_BYTES + p->l3_length > length || p->l3_length < sizeof(*ip))
+    p->protocol = ip->protocol;
+    if (ETHERNET_BYTES + p->l3_length > frame_bytes(ctx) || p->l3_length < sizeof(*ip))
         return false;
-    if (!plain_ports(ctx, ip + 1, ip->protocol, p->l3_length - sizeof(*ip), &ports))
+    if (!plain_transport(ctx, ip + 1, p->l3_length - sizeof(*ip), p))
         return false;
-    p->hash = hash_flow4(s, ip->saddr, ip->daddr, ports, ip->protocol);
+    p->hash = hash_flow4(s, ip->saddr, ip->daddr, p->ports, p->protocol);
     return true;
 }
 
 INLINE bool plain_ipv6(struct xdp_md *ctx, const struct settings *s, struct plain_packet *p)
 {
     struct ipv6hdr *ip = packet_at(ctx, ETHERNET_BYTES);
-    u32 ports, length = frame_bytes(ctx);
 
     if (PAST_END(ctx, ip) || (*(u8 *)ip >> 4) != 6)
         return false;
     p->l3_length = sizeof(*ip) + bpf_ntohs(ip->payload_len);
+    p->protocol = ip->nexthdr;
     p->v6 = true;
-    if (ETHERNET_BYTES + p->l3_length > length)
+    if (ETHERNET_BYTES + p->l3_length > frame_bytes(ctx))
         return false;
-    if (!plain_ports(ctx, ip + 1, ip->nexthdr, p->l3_length - sizeof(*ip), &ports))
+    if (!plain_transport(ctx, ip + 1, p->l3_length - sizeof(*ip), p))
         return false;
-    p->hash = hash_flow6(s, (__be32 *)&ip->saddr, (__be32 *)&ip->daddr, ports, ip->nexthdr);
+    p->hash = hash_flow6(s, (__be32 *)&ip->saddr, (__be32 *)&ip->daddr, p->ports, p->protocol);
     return true;
 }
 
@@ -86,43 +100,124 @@ INLINE bool is_capturing(void)
     return control && control->until_ns;
 }
 
-// Sends the packet and sets the verdict, or GO_ON for the full path. Nothing is changed before it is sure to be sent.
-INLINE u32 take_short_way(struct xdp_md *ctx, const struct settings *s, int *verdict)
+INLINE u32 find_recent(const struct settings *s, const struct plain_packet *p)
 {
-    struct recent_flow *flow;
-    struct plain_packet p = {};
-    struct next_hop hop;
+    struct recent_flow *flow = recent_flow(s, p->hash);
+
+    if (!flow || !is_fresh(flow) || (flow->flags & ~RECENT_LOCAL))
+        return NO_TARGET;
+    return flow->flags & RECENT_LOCAL ? TO_THIS_NODE : flow->target;
+}
+
+INLINE bool plain_key(struct xdp_md *ctx, const struct plain_packet *p, struct flow_key *key)
+{
+    struct iphdr *ip4 = packet_at(ctx, ETHERNET_BYTES);
+    struct ipv6hdr *ip6 = packet_at(ctx, ETHERNET_BYTES);
+
+    __builtin_memcpy(&key->source_port, &p->ports, 4);
+    key->protocol = p->protocol;
+    key->pad[0] = key->pad[1] = key->pad[2] = 0;
+    if (p->v6) {
+        if (PAST_END(ctx, ip6))
+            return false;
+        copy_address(key->source, (__be32 *)&ip6->saddr);
+        copy_address(key->destination, (__be32 *)&ip6->daddr);
+    } else {
+        if (PAST_END(ctx, ip4))
+            return false;
+        set_mapped(key->source, ip4->saddr);
+        set_mapped(key->destination, ip4->daddr);
+    }
+    return true;
+}
+
+INLINE u32 find_established(const struct settings *s, const struct plain_packet *p, const struct flow_key *key)
+{
+    struct connection *c = connections.lookup(key);
+    u32 now;
+
+    if (!c || !is_open(c->state) || c->owner != s->node || !is_alive(c->service, c->target))
+        return NO_TARGET;
+    now = now_s();
+    if (c->last_seen_s != now)
+        c->last_seen_s = now;
+    remember_flow(s, p->hash, c->target, 0);
+    return c->target;
+}
+
+// As is_settled_first and choose_target for the first choice of a service that keeps no memory of first packets.
+INLINE u32 find_first(const struct settings *s, const struct plain_packet *p, const struct flow_key *key)
+{
+    struct endpoint endpoint = {.port = key->destination_port, .protocol = key->protocol};
+    struct service *service;
     struct target *t;
-    u32 id, frame = frame_bytes(ctx);
+    u32 *id, slot;
+
+    copy_address(endpoint.address, key->destination);
+    id = services.lookup(&endpoint);
+    service = id ? service_table.lookup(id) : 0;
+    if (!service || service->scheduler != SCHEDULER_MAGLEV || !service->table_slots)
+        return NO_TARGET;
+    if ((service->flags & (SERVICE_REMEMBER_NEW | SERVICE_STEERED)) || service->replicate == REPLICATE_ALL)
+        return NO_TARGET;
+    slot = slot_value(*id, slot_of(p->hash, service->table_slots));
+    if (slot & SLOT_MOVED)
+        return NO_TARGET;
+    t = targets.lookup(&slot);
+    return t && takes_new(t) && t->service == *id && !is_full(slot, t) ? slot : NO_TARGET;
+}
+
+INLINE u32 find_slowly(struct xdp_md *ctx, const struct settings *s, const struct plain_packet *p)
+{
+    struct flow_key key;
+
+    if (!plain_key(ctx, p, &key))
+        return NO_TARGET;
+    return p->first ? find_first(s, p, &key) : find_established(s, p, &key);
+}
+
+INLINE u32 send_plain(struct xdp_md *ctx, const struct settings *s, const struct plain_packet *p, u32 id, int *verdict)
+{
+    struct target *t = targets.lookup(&id);
+    u32 frame = frame_bytes(ctx);
+    struct next_hop hop;
     u16 overhead;
 
-    if (is_capturing() || !parse_plain(ctx, s, &p))
-        return GO_ON;
-    flow = recent_flow(p.hash);
-    if (!flow || flow->tag != tag_of(s, p.hash) || !is_fresh(flow) || (flow->flags & ~RECENT_LOCAL))
-        return GO_ON;
-    if (flow->flags & RECENT_LOCAL) {
-        note(REASON_PASS_LOCAL, frame);
-        *verdict = XDP_PASS;
-        return LEAVE;
-    }
-    id = flow->target;
-    t = targets.lookup(&id);
     if (!t || (t->flags & (TARGET_ALIVE | TARGET_RESOLVED)) != (TARGET_ALIVE | TARGET_RESOLVED))
         return GO_ON;
-    if (t->method != METHOD_TUNNEL && t->method != METHOD_DSR)
+    if (t->method != METHOD_TUNNEL && (t->method != METHOD_DSR || p->v6 == is_mapped(t->address)))
         return GO_ON;
     overhead = t->method == METHOD_TUNNEL ? tunnel_overhead(t->address) : 0;
-    if (t->mtu && p.l3_length + overhead > t->mtu)
+    if (t->mtu && p->l3_length + overhead > t->mtu)
         return GO_ON;
     hop_of_target(&hop, t);
     count_target(id, frame);
-    if (t->method == METHOD_TUNNEL ? put_tunnel(ctx, s, ETHERNET_BYTES, p.l3_length, p.v6, p.hash, t->address, &hop)
-                                   : put_plain(ctx, ETHERNET_BYTES, p.v6, &hop)) {
+    if (t->method == METHOD_TUNNEL ? put_tunnel(ctx, s, ETHERNET_BYTES, p->l3_length, p->v6, p->hash, t->address, &hop)
+                                   : put_plain(ctx, ETHERNET_BYTES, p->v6, &hop)) {
         note(REASON_DROP_HEADROOM, frame);
         *verdict = XDP_DROP;
         return LEAVE;
     }
     *verdict = send(ctx, &hop);
     return LEAVE;
+}
+
+// Sends the packet and sets the verdict, or GO_ON for the full path.
+INLINE u32 take_short_way(struct xdp_md *ctx, const struct settings *s, int *verdict)
+{
+    struct plain_packet p = {};
+    u32 id = NO_TARGET;
+
+    if (is_capturing() || !parse_plain(ctx, s, &p))
+        return GO_ON;
+    if (!p.first)
+        id = find_recent(s, &p);
+    if (id == TO_THIS_NODE) {
+        note(REASON_PASS_LOCAL, frame_bytes(ctx));
+        *verdict = XDP_PASS;
+        return LEAVE;
+    }
+    if (id == NO_TARGET)
+        id = find_slowly(ctx, s, &p);
+    return id == NO_TARGET ? GO_ON : send_plain(ctx, s, &p, id, verdict);
 }

@@ -171,7 +171,7 @@ INLINE void remember_first(const struct settings *s, struct work *w, const struc
         if (half_open.update(&w->connection, &w->entry))
             note(REASON_NOTE_TABLE_FULL, w->length);
     } else if (w->protocol == IPPROTO_UDP) {
-        remember_flow(s, w, w->target, RECENT_UDP_ONCE);
+        remember_flow(s, w->hash, w->target, RECENT_UDP_ONCE);
     }
     if (service->replicate == REPLICATE_ALL)
         tell_peers(s, w, service, &w->entry, RECORD_OPENED);

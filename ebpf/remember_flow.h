@@ -6,11 +6,13 @@
 
 #include "hash_flow.h"
 
-// Entries are grouped into pages because a per-CPU array finds each value through a pointer of its own.
-#define FLOW_PAGE_ENTRIES 256
-#ifndef FLOW_PAGES
-#define FLOW_PAGES 256
+// Four ways to a cache line. One array for all CPUs, a part for each: its elements are aligned to cache lines (because
+// it may be mapped), those of a per-CPU array are not, and need a pointer more.
+#define FLOW_WAYS 4
+#ifndef FLOW_LINES
+#define FLOW_LINES 32768
 #endif
+#define F_MMAPABLE 0x400
 
 // recent_flow.flags
 #define RECENT_LOCAL 0x1     // belongs to this node: to the kernel
@@ -24,10 +26,10 @@ struct recent_flow {
     u16 flags;
 };
 
-struct flow_page {
-    struct recent_flow entry[FLOW_PAGE_ENTRIES];
+struct flow_line {
+    struct recent_flow way[FLOW_WAYS];
 };
-BPF_PERCPU_ARRAY(flow_cache, struct flow_page, FLOW_PAGES);
+BPF_F_TABLE("array", u32, struct flow_line, flow_cache, FLOW_LINES * CPU_COUNT, F_MMAPABLE);
 
 INLINE u64 tag_of(const struct settings *s, u64 hash)
 {
@@ -35,12 +37,27 @@ INLINE u64 tag_of(const struct settings *s, u64 hash)
     return (hash ^ (s->epoch * MIX_1)) | 1;
 }
 
-INLINE struct recent_flow *recent_flow(u64 hash)
+INLINE struct flow_line *flow_line(u64 hash)
 {
-    u32 page_number = (hash >> 8) & (FLOW_PAGES - 1);
-    struct flow_page *page = flow_cache.lookup(&page_number);
+    u32 number = bpf_get_smp_processor_id() * FLOW_LINES + (hash & (FLOW_LINES - 1));
 
-    return page ? &page->entry[hash & (FLOW_PAGE_ENTRIES - 1)] : 0;
+    return flow_cache.lookup(&number);
+}
+
+// The entry of a flow, 0 if there is none.
+INLINE struct recent_flow *recent_flow(const struct settings *s, u64 hash)
+{
+    struct flow_line *line = flow_line(hash);
+    u64 tag = tag_of(s, hash);
+
+    if (!line)
+        return 0;
+#pragma unroll
+    for (int i = 0; i < FLOW_WAYS; i++) {
+        if (line->way[i].tag == tag)
+            return &line->way[i];
+    }
+    return 0;
 }
 
 INLINE bool is_fresh(const struct recent_flow *flow)
@@ -48,14 +65,29 @@ INLINE bool is_fresh(const struct recent_flow *flow)
     return (u32)bpf_jiffies64() - flow->stamp < CONFIG_HZ;
 }
 
-INLINE void remember_flow(const struct settings *s, const struct work *w, u16 target, u16 flags)
+// Writes over the flow's own entry, else over one picked by the tag: cheaper than knowing the oldest.
+INLINE void remember_flow(const struct settings *s, u64 hash, u16 target, u16 flags)
 {
-    struct recent_flow *flow = recent_flow(w->hash);
+    struct recent_flow *flow = recent_flow(s, hash);
 
-    if (!flow || (w->flags & WORK_DRY))
-        return;
-    flow->tag = tag_of(s, w->hash);
+    if (!flow) {
+        struct flow_line *line = flow_line(hash);
+
+        if (!line)
+            return;
+        flow = &line->way[(hash >> 30) & (FLOW_WAYS - 1)];
+    }
+    flow->tag = tag_of(s, hash);
     flow->stamp = bpf_jiffies64();
     flow->target = target;
     flow->flags = flags;
+}
+
+// The short way must not outlive the connection: the next packets may belong to another target.
+INLINE void forget_flow(const struct settings *s, const struct work *w)
+{
+    struct recent_flow *flow = recent_flow(s, w->hash);
+
+    if (flow && flow->tag == tag_of(s, w->hash))
+        flow->tag = 0;
 }

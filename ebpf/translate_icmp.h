@@ -171,11 +171,14 @@ INLINE bool rewrite_quote_network(struct xdp_md *ctx, u32 l3, bool v6, const str
 }
 
 // The quoted checksum, if it was quoted, at `offset`.
-INLINE void rewrite_quote_check(struct xdp_md *ctx, u32 offset, bool udp, const struct rewrite *r, u64 *change)
+INLINE void rewrite_quote_check(struct xdp_md *ctx, const struct work *w, u32 offset, const struct rewrite *r,
+                                u64 *change)
 {
     __sum16 *check = packet_at(ctx, offset & L4_OFFSET_MASK);
+    bool udp = w->protocol == IPPROTO_UDP;
 
-    if (PAST_END(ctx, check) || (udp && !*check))
+    // What follows the IP packet in the frame is padding, not a checksum.
+    if (PAST_END(ctx, check) || offset + sizeof(*check) > w->l3 + w->l3_length || (udp && !*check))
         return;
     *change += (u16)~*check;
     *check = changed_sum(*check, address_change(r) + port_change(r));
@@ -195,8 +198,7 @@ INLINE bool rewrite_quote_transport(struct xdp_md *ctx, const struct work *w, co
     else
         ports[1] = r->to_port;
     *change += port_change(r);
-    rewrite_quote_check(ctx, w->inner_l4 + (w->protocol == IPPROTO_TCP ? 16 : 6), w->protocol == IPPROTO_UDP, r,
-                        change);
+    rewrite_quote_check(ctx, w, w->inner_l4 + (w->protocol == IPPROTO_TCP ? 16 : 6), r, change);
     return true;
 }
 
