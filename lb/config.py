@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, Len
+from annotated_types import Ge, Le, Len, Predicate
 
 from lb.model import Name, Network, Strict, described
 
@@ -19,6 +19,7 @@ RingMode = Literal["consistent", "fast"]
 PartitionPolicy = Literal["continue", "majority", "critical"]
 ResourceKind = Literal["link", "ping", "arp", "process", "unit", "tcp", "script"]
 
+SCHEDULING_TEXT = "rr:1 to rr:99, nice:-20 to nice:19, or other"
 RING_PORT = 7400
 PIN_DIRECTORY = "bpf"
 
@@ -46,6 +47,13 @@ class Interface(Strict):
     )
 
 
+def is_scheduling(text: str) -> bool:
+    policy, _, number = text.partition(":")
+    if policy == "rr":
+        return number.isdigit() and 1 <= int(number) <= 99
+    return text == "other" or (policy == "nice" and number.removeprefix("-").isdigit() and -20 <= int(number) <= 19)
+
+
 @dataclass(frozen=True, slots=True)
 class Peer(Strict):
     """`[ring.peers]`: another gateway of the cluster."""
@@ -60,8 +68,8 @@ class Ring(Strict):
 
     listen: Annotated[tuple[str, ...], Len(1, 8)] = described("Its addresses in the ring, one per link.")
     key_file: str = described("The cluster's key (`lbctl key new`).")
-    failure_detection_ms: Annotated[int, Ge(10), Le(60_000)] = described(
-        "A gateway that does not answer for this long is taken as dead.", default=50
+    failure_detection_ms: Annotated[int, Ge(5), Le(60_000)] = described(
+        "A gateway that does not answer for this long is taken as dead.", default=40
     )
     mode: RingMode = described(
         "`consistent`: all gateways see the same history of views; `fast`: one phase less.", default="consistent"
@@ -71,6 +79,11 @@ class Ring(Strict):
         default="continue",
     )
     encrypt: bool = described("Encrypt what is sent; it is always authenticated.", default=False)
+    scheduling: Annotated[str, Predicate(is_scheduling)] = described(
+        "How the kernel schedules the ring's thread: `rr:1` to `rr:99` (real-time with that priority), `nice:-20` to "
+        "`nice:19`, or `other` as everything else.",
+        default="rr:1",
+    )
     peers: dict[str, Peer] = described("The other gateways, by name.", factory=dict)
 
 

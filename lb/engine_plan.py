@@ -172,7 +172,9 @@ def _service_flags(service: Service) -> int:
         flags |= ServiceFlag.REMEMBER_NEW
     if service.on_backend_death == "rechoose":
         flags |= ServiceFlag.RECHOOSE_DEAD
-    if service.forward == "local":
+    # An answer of a nat backend comes back through whichever gateway holds the inside VIP: both directions belong to
+    # the node that the hash says, until the record of the connection is everywhere.
+    if service.forward in ("local", "nat"):
         flags |= ServiceFlag.STEERED
     return int(flags)
 

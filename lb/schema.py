@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import msgpack
 from pydantic import TypeAdapter, ValidationError
 
-from lb.config import NodeConfig
+from lb.config import SCHEDULING_TEXT, NodeConfig, is_scheduling
 from lb.cross_check import Fault, Path, check_cluster, check_node
 from lb.model import ALLOWED_TEXT, ClusterConfig, to_plain
 from lb.toml_lines import line_of
@@ -102,8 +102,7 @@ def _adapter(kind: Kind) -> TypeAdapter[Any]:
     return TypeAdapter(CLASSES[kind])
 
 
-# --- between the names in the file and those of the fields
-# ---------------------------------------------------------------------
+# --- between the names in the file and those of the fields -----------------------------------------------------------
 
 
 def file_key(item: Any) -> str:
@@ -180,10 +179,11 @@ def _suggestion(key: str, owner: type[Any]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-# --- the validator's findings in an operator's words
-# ---------------------------------------------------------------------------
+# --- the validator's findings in an operator's words -----------------------------------------------------------------
 
-ALLOWED_BY_NAME = {predicate.__name__: text for predicate, text in ALLOWED_TEXT.items()}
+ALLOWED_BY_NAME = {
+    predicate.__name__: text for predicate, text in {**ALLOWED_TEXT, is_scheduling: SCHEDULING_TEXT}.items()
+}
 
 
 def _translate(item: Any, owner: type[Any]) -> Fault:
@@ -235,8 +235,7 @@ def path_text(path: Path) -> str:
     return text
 
 
-# --- one spelling for each address
-# ---------------------------------------------------------------------------------------------
+# --- one spelling for each address -----------------------------------------------------------------------------------
 
 
 def normalise(value: Any) -> Any:
@@ -260,8 +259,7 @@ def _canonical(text: str) -> str:
         return text
 
 
-# --- the child's side
-# ----------------------------------------------------------------------------------------------------------
+# --- the child's side ------------------------------------------------------------------------------------------------
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ SERVICE_FLAGS = [
     (web(B1), ServiceFlag(0)),
     (web(B1, scheduler="rr"), ServiceFlag.REMEMBER_NEW),
     (web(B1, scheduler="wlc"), ServiceFlag.REMEMBER_NEW),
-    (web(B1, forward="nat"), ServiceFlag.REMEMBER_NEW),
+    (web(B1, forward="nat"), ServiceFlag.REMEMBER_NEW | ServiceFlag.STEERED),
     (web(B1, persistence_s=60), ServiceFlag.REMEMBER_NEW),
     (web(replace(B1, connections_max=5)), ServiceFlag.REMEMBER_NEW),
     (web(B1, on_backend_death="rechoose"), ServiceFlag.RECHOOSE_DEAD),
