@@ -10,9 +10,9 @@ marked as restored, and until somebody changes it, a gateway that brings a newer
 import asyncio
 import logging
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
@@ -63,6 +63,7 @@ class SharedStore:
         self._tell = tell
         self._unsaved: ClusterConfig | None = None
         self._saving: asyncio.Task[None] | None = None
+        self._settling = 0
         self.conflicts = 0
 
     @property
@@ -124,7 +125,7 @@ class SharedStore:
     def refresh(self) -> None:
         """Follow the shared item."""
         item = self._ring.data.item(KEY) if self._ring is not None else None
-        if item is None:
+        if item is None or self._settling:
             return
         try:
             config, _ = decode(item.value)
@@ -141,25 +142,37 @@ class SharedStore:
         for follower in self._followers:
             follower(old, config)
 
-    async def settle(self) -> None:
-        """Called when this gateway's copy of the shared data is complete: restore or adopt."""
-        assert self._ring is not None
-        mine = self._current
-        item = self._ring.data.item(KEY)
+    def settle(self) -> Coroutine[Any, Any, None]:
+        """To be called the moment this gateway's copy of the shared data is complete, and awaited: restore or adopt.
+
+        What this gateway has of its own is looked at now: from here on changes of the copy are held back until it is
+        decided which of the two is newer.
+        """
+        self._settling += 1
+        return self._settle(self._current)
+
+    async def _settle(self, mine: ClusterConfig) -> None:
         try:
-            if item is None:
-                if mine.version:
-                    await self._write(mine, ABSENT, restored=True)
-            else:
-                theirs, restored = decode(item.value)
-                if restored and mine.version > theirs.version:
-                    self._tell("config.restored", f"version {mine.version} on disk is newer than {theirs.version}")
-                    await self._write(mine, item.version, restored=True)
-                elif theirs != mine and mine.version:
-                    self._tell("config.adopted", f"version {theirs.version} of the cluster replaces {mine.version}")
+            await self._restore_or_adopt(mine)
         except ItemConflict:
-            pass  # another gateway was quicker; its item is adopted below
-        self.refresh()
+            pass  # another gateway was quicker; its item is adopted
+        finally:
+            self._settling -= 1
+            self.refresh()
+
+    async def _restore_or_adopt(self, mine: ClusterConfig) -> None:
+        assert self._ring is not None
+        item = self._ring.data.item(KEY)
+        if item is None:
+            if mine.version:
+                await self._write(mine, ABSENT, restored=True)
+            return
+        theirs, restored = decode(item.value)
+        if restored and mine.version > theirs.version:
+            self._tell("config.restored", f"version {mine.version} on disk is newer than {theirs.version}")
+            await self._write(mine, item.version, restored=True)
+        elif theirs != mine and mine.version:
+            self._tell("config.adopted", f"version {theirs.version} of the cluster replaces {mine.version}")
 
     async def _save(self) -> None:
         while self._unsaved is not None:

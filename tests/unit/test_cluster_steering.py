@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the packet path is told of the other gateways: from the cluster's state to rows, and rows into real maps."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ebpf import layout
+from ebpf.layout import SLOT_MOVED, SLOT_TARGET_MASK, NodeFlag
+from ebpf.maps import SPECS, Maps
+from lb.ownership import Cluster, NodeFacts
+from lb.placement import Standing
+from lb.steering import LocalLink, SteeringWriter, peering, shares, steering_slots
+from tools.bench.record_source import new_map
+
+
+def mac(number: int) -> bytes:
+    return bytes([2, 0, 0, 0, 0, number])
+
+
+def facts(number: int, standing: Standing = Standing.READY, segments: tuple[str, ...] = ("lan",)) -> NodeFacts:
+    macs = tuple((segment, mac(number)) for segment in segments)
+    return NodeFacts(f"gw{number}", int(standing), segments=segments, macs=macs, tunnel_address=f"10.0.0.{number}")
+
+
+def cluster(*numbers: int, **changes: object) -> Cluster:
+    made = Cluster(frozenset(numbers), True, {n: facts(n) for n in numbers}, frozenset(), {}, ())
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+LINKS = [LocalLink(7, "lan", mac(101)), LocalLink(8, "wan", mac(102))]
+
+
+def test_peers_are_reached_over_the_segments_both_are_on() -> None:
+    made = peering(cluster(1, 2, 3, facts={1: facts(1), 2: facts(2), 3: facts(3, segments=("dmz",))}), 1, LINKS)
+    assert made.paths == ((7, 2, mac(2), mac(101)),)
+    assert set(made.macs) == {(mac(2), 2), (mac(3), 3)}
+    assert made.sharing == (1, 2, 3)
+    assert made.members == {1, 2, 3}
+
+
+def test_a_node_out_of_service_keeps_no_connection_and_a_drained_one_gets_no_new() -> None:
+    state = cluster(1, 2, 3, facts={1: facts(1), 2: facts(2, Standing.OUT), 3: facts(3)}, drained=frozenset({3}))
+    made = peering(state, 1, LINKS)
+    assert made.members == {1, 3}
+    assert made.sharing == (1,)
+
+
+def test_a_joiner_gets_no_share_before_its_table_is_complete() -> None:
+    state = cluster(1, 2, facts={1: facts(1), 2: facts(2, Standing.JOINING)})
+    assert peering(state, 1, LINKS).sharing == (1,)
+    assert peering(state, 2, LINKS).sharing == (1,)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
+def test_shares_are_even_and_little_moves(count: int) -> None:
+    nodes = range(1, count + 1)
+    slots = steering_slots(nodes, None)
+    parts = shares(slots, nodes)
+    assert max(parts.values()) < 1.01 * min(parts.values())
+    more = steering_slots(range(1, count + 2), slots)
+    moved = ((more & SLOT_TARGET_MASK) != (slots & SLOT_TARGET_MASK)).mean()
+    assert moved < 1.25 / (count + 1)
+    assert (more & SLOT_MOVED).astype(bool).mean() <= 1.0
+
+
+def test_all_gateways_compute_the_same_table() -> None:
+    state = cluster(1, 2, 3)
+    tables = [steering_slots(peering(state, node, LINKS).sharing, None) for node in (1, 2, 3)]
+    assert all(np.array_equal(tables[0], other) for other in tables)
+
+
+def own_maps() -> Maps:
+    names = ("nodes", "node_paths", "peer_macs", "peer_addresses", "tables")
+    assert set(names) <= SPECS.keys()
+    return Maps({name: new_map(name) for name in names})
+
+
+def test_the_maps_hold_exactly_what_is_wanted() -> None:
+    maps = own_maps()
+    writer = SteeringWriter(maps)
+    assert writer.write(peering(cluster(1, 2, 3), 1, LINKS)) is True
+    assert writer.write(peering(cluster(1, 2, 3), 1, LINKS)) is False
+    assert writer.write(peering(cluster(1, 3), 1, LINKS)) is True
+    _, nodes = maps.nodes.dump()
+    assert [int(number) for number in np.flatnonzero(nodes["flags"] & NodeFlag.MEMBER)] == [1, 3]
+    assert str(layout.unpack_address(nodes["address"][3])) == "10.0.0.3"
+    paths, _ = maps.node_paths.dump()
+    assert [(int(key["ifindex"]), int(key["node"])) for key in paths] == [(7, 3)]
+    macs, owners = maps.peer_macs.dump()
+    assert [(key["mac"].tobytes(), int(owner)) for key, owner in zip(macs, owners, strict=True)] == [(mac(3), 3)]
+    addresses, _ = maps.peer_addresses.dump()
+    assert {str(layout.unpack_address(key["address"])) for key in addresses} == {"10.0.0.1", "10.0.0.3"}
+    maps.close()
