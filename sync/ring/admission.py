@@ -17,6 +17,7 @@ from sync.ring.lineage import NO_EPOCH
 from sync.ring.membership import TokenEvent, TokenState
 from sync.ring.messages import CHANNEL_CONTROL, Answer, Beacon, Call, Refuse, Verdict, encode
 from sync.ring.recovery import Calling, judge
+from sync.ring.token import Member
 
 CALL_IDS = 1 << 32
 
@@ -164,6 +165,8 @@ class Admission:
         else:
             verdict = judge(call, peer, incarnation, ring.local, ring.token, ring.token_lives)
         handle = ring.control(now, peer, Answer(call.id, verdict))
+        if verdict is Verdict.LEFT_OUT:
+            ring.defected([Member(peer, incarnation, 0)])
         if verdict is Verdict.REJECTED:
             self._offer(now, handle, Newcomer(peer, incarnation, call.view_number, now))
         elif verdict is Verdict.NO and call.starved and self._must_call_too():

@@ -6,13 +6,14 @@ Thesis section 3.5 (pseudo-code events 1, 2, 4 and 6) with the changes described
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import inf
 from typing import NamedTuple, Protocol
 
 from sync.config import TOKEN_BYTES_MAX, Mode, RingConfig
 from sync.events import Deliver, Done, Effect, Order, Reason, Refusal, Refused, TokenVisit, Trace, View, ViewChanged
 from sync.ring.discovery import Discovery
-from sync.ring.lineage import Epoch, EpochId, extends, related
+from sync.ring.lineage import LINEAGE_KEPT, Epoch, EpochId, divergence, extends, related
 from sync.ring.membership import States, TokenEvent, TokenState, ViewEvent, ViewState
 from sync.ring.messages import (
     CHANNEL_CONTROL,
@@ -27,7 +28,6 @@ from sync.ring.messages import (
     encode_token,
 )
 from sync.ring.multicast import Limits, Outbox, RelayTag, Stream, Tag
-from sync.ring.recovery import outweighs
 from sync.ring.token import JOINER, Farewell, Kind, Member, Parcel, Proposal, Token
 
 HASTE = b"".join(encode(Haste()))
@@ -100,6 +100,8 @@ class Circulation:
         self.counters: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self._epoch_number = 0
         self._last_pass = -inf
+        self._promised = True
+        """No member of the view is known to follow another branch."""
         self._genuine = False
         """The token has come round to this node, it was not regenerated here."""
         self._inflight: dict[int, list[tuple[Tag, int]]] = {}
@@ -260,12 +262,13 @@ class Circulation:
         if self._hurry(token):
             self.release(now)
         else:
-            self.eating_until = now + self.timers.turn_idle / len(token.members)
+            self.eating_until = now + self.timers.turn_idle
         self.deliver()
 
     def _hurry(self, token: Token) -> bool:
         return bool(
-            token.hop < token.busy_until
+            self.local != token.resting_place
+            or token.hop < token.busy_until
             or token.parcels
             or self.haste
             or self.outbox
@@ -277,9 +280,13 @@ class Circulation:
     def _refuse(self, now: float, sender: int, token: Token, reason: Reason) -> None:
         self.trace(reason, sender, token)
         copy = self.token if not self.joining else None
-        lineage = tuple(copy.lineage[-4:]) if copy is not None else ()
-        members = len(copy.members) if copy is not None else 0
-        self.control(now, sender, Refuse(reason, token.epoch, token.hop, lineage, members))
+        lineage: tuple[Epoch, ...] = ()
+        followers = 0
+        if copy is not None:
+            lineage = tuple(copy.lineage[-LINEAGE_KEPT:])
+            followers = copy.followers(divergence(lineage, token.lineage))
+            self.defected(token.members)
+        self.control(now, sender, Refuse(reason, token.epoch, token.hop, lineage, followers))
 
     # --------------------------------------------------------------------------------------------------- releasing
 
@@ -332,7 +339,7 @@ class Circulation:
         """
         self._genuine = False
         previous, self._last_pass = self._last_pass, now
-        if previous == -inf or self.view is None or self.awaiting_view:
+        if previous == -inf or self.view is None or self.awaiting_view or not self._promised:
             return
         if self.states.view is not ViewState.AGREEMENT:
             ring = {(member.id, member.incarnation) for member in token.members}
@@ -340,6 +347,18 @@ class Circulation:
                 return
         lease = previous + self.timers.failure_after * DRIFT_MARGIN
         self.effects.append(TokenVisit(token.hop, lease, len(token.members)))
+
+    def defected(self, members: Iterable[Member]) -> None:
+        """Members of this node's view follow another branch, and will exclude it without waiting: no lease from now on.
+
+        Until a view is committed in which they are not, or are anew.
+        """
+        view = self.view
+        if view is not None:
+            ours = set(zip(view.members, view.incarnations, strict=True))
+            if any((member.id, member.incarnation) in ours and member.id != self.local for member in members):
+                self._promised = False
+                self.revoke_lease()
 
     def revoke_lease(self) -> None:
         """This node gives its group up, and with it what the group has promised: the others need not wait."""
@@ -432,7 +451,7 @@ class Circulation:
         return True
 
     def refused(self, now: float, peer: int, refuse: Refuse) -> bool:
-        """A peer has refused the token. True when this node gave its own token up for the peer's newer branch."""
+        """A peer has refused the token. True when this node gave its own token up for the peer's branch."""
         passed, token = self.passed, self.token
         if (
             passed is None
@@ -441,11 +460,12 @@ class Circulation:
         ):
             self.trace(Reason.STALE_MESSAGE, peer)
             return False
-        newer = bool(refuse.lineage) and refuse.lineage[-1].id > token.epoch
-        newer = newer and outweighs(refuse.members, len(token.members))
-        if newer and related(refuse.lineage, token.lineage) and not self.leaving_done:
-            self.abandon(peer)
-            return True
+        if related(refuse.lineage, token.lineage) and not self.leaving_done:
+            # Two branches of one group live. The one with fewer followers yields; of equals, the older.
+            ours = token.followers(divergence(token.lineage, refuse.lineage))
+            if (refuse.followers, refuse.lineage[-1].id) > (ours, token.epoch):
+                self.abandon(peer)
+                return True
         self.exclude(now, peer, Reason.PEER_REFUSED)
         return False
 
@@ -533,12 +553,9 @@ class Circulation:
         self.trace(Reason.MERGED, parked.sender, token)
         self.stream.stable = own.next_position
         self.deliver()
-        # Entries of the other group for nodes that are with us in truth are out of date: invite() replaces them.
         others = own.ring_from(self.local)[1:]
         token.standing = max(token.standing, own.standing)
         token.view_number = max(token.view_number, own.view_number)
-        for member in reversed(others):
-            token.invite(self.local, member.id, member.incarnation, 0)
         token.farewells.append(Farewell(own.epoch, own.hop, own.next_position))
         entry = token.member(self.local)
         assert entry is not None
@@ -547,6 +564,10 @@ class Circulation:
         self._adopt(now, token, entry, invited=True)
         self._epoch_number = max(self._epoch_number, own.epoch.number) + 1
         token.fork(self.local, self.incarnation, self._epoch_number)
+        for member in reversed(others):
+            # An entry of the other group for a node that is with us in truth is out of date.
+            self._remove(token, member.id)
+            token.invite(self.local, member.id, member.incarnation, 0)
         self.propose()
         return token
 
@@ -606,6 +627,7 @@ class Circulation:
         if self.view is not None and proposal.number <= self.view.number:
             return
         self.awaiting_view = False
+        self._promised = True
         members = tuple(id for id, _ in proposal.members)
         self.view = View(
             proposal.number,
@@ -630,6 +652,8 @@ class Circulation:
             for tag, _ in tags:
                 self._fail(tag, refusal)
         self._inflight.clear()
+        for tag in self.outbox.drop_started():
+            self._fail(tag, refusal)
 
     def _done(self, tag: Tag, position: int) -> None:
         if isinstance(tag, RelayTag):

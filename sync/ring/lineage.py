@@ -52,6 +52,16 @@ def related(one: Lineage, other: Lineage) -> bool:
     return any(epoch.id in ids for epoch in other)
 
 
+def divergence(one: Lineage, other: Lineage) -> int:
+    """The first hop that is not common to two branches of one group."""
+    ids_one, ids_other = {epoch.id for epoch in one}, {epoch.id for epoch in other}
+    own = [epoch.first_hop for epoch in one if epoch.id not in ids_other]
+    theirs = [epoch.first_hop for epoch in other if epoch.id not in ids_one]
+    # A pruned lineage lacks old epochs of the other; what counts are those behind the common ones.
+    common = max((epoch.first_hop for epoch in one if epoch.id in ids_other), default=0)
+    return min((hop for hop in (*own, *theirs) if hop > common), default=common)
+
+
 def pruned(lineage: list[Epoch], seen_by_all: int) -> list[Epoch]:
     """The lineage without epochs that ended before every member's last visit, ``LINEAGE_KEPT`` of them excepted."""
     while len(lineage) > LINEAGE_KEPT and lineage[1].first_hop <= seen_by_all:

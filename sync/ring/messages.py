@@ -89,8 +89,8 @@ class Refuse(NamedTuple):
     hop: int
     lineage: tuple[Epoch, ...]
     """The refuser's own branch; empty: it is in no ring."""
-    members: int
-    """Of the refuser's group."""
+    followers: int
+    """Members known to have followed the refuser's branch beyond the point where the token's began."""
 
 
 class Haste(NamedTuple):
@@ -176,8 +176,8 @@ def encode(message: Message) -> Buffers:
             return [_CALL.pack(Type.CALL, id, member, starved, *epoch, hop, view_number, members)]
         case Answer(id, verdict):
             return [_ANSWER.pack(Type.ANSWER, id, verdict)]
-        case Refuse(reason, epoch, hop, lineage, members):
-            head = _REFUSE.pack(Type.REFUSE, reason, *epoch, hop, members, len(lineage))
+        case Refuse(reason, epoch, hop, lineage, followers):
+            head = _REFUSE.pack(Type.REFUSE, reason, *epoch, hop, followers, len(lineage))
             return [head + b"".join(_LINE.pack(*e.id, e.first_hop) for e in lineage)]
         case Haste():
             return [bytes([Type.HASTE])]
@@ -276,11 +276,11 @@ def _decode_answer(data: bytes | memoryview) -> Answer:
 
 
 def _decode_refuse(data: bytes | memoryview) -> Refuse:
-    _, reason, number, creator, incarnation, hop, members, count = _REFUSE.unpack_from(data)
+    _, reason, number, creator, incarnation, hop, followers, count = _REFUSE.unpack_from(data)
     lineage = tuple(Epoch(EpochId(n, c, i), f) for n, c, i, f in _LINE.iter_unpack(data[_REFUSE.size :]))
     if len(lineage) != count:
         raise ValueError(f"{count} epochs announced, {len(lineage)} there")
-    return Refuse(reason, EpochId(number, creator, incarnation), hop, lineage, members)
+    return Refuse(reason, EpochId(number, creator, incarnation), hop, lineage, followers)
 
 
 def _decode_haste(data: bytes | memoryview) -> Haste:

@@ -147,6 +147,16 @@ class Outbox:
             force = False
         return used
 
+    def drop_started(self) -> list[Tag]:
+        """Forget requests of which a part is on a token that is lost to this node; their tags."""
+        tags = []
+        for queue in (self._small, self._bulk):
+            if queue and queue[0].next:
+                request = queue.popleft()
+                self.bytes -= sum(len(payload) for payload in request.payloads[request.next :])
+                tags.append(request.tag)
+        return tags
+
     def drain(self) -> list[Tag]:
         """Forget everything; the tags of what was queued."""
         tags = [request.tag for request in (*self._small, *self._bulk)]
@@ -169,15 +179,15 @@ class Stream:
         return len(self._pending)
 
     def take(self, parcels: Sequence[Parcel]) -> None:
-        """Take what is new of a token's parcels, and news about views that were cancelled."""
+        """Take what is new of a token's parcels, and what has become of views that were cancelled."""
         for parcel in parcels:
             if parcel.position >= self.next_position:
                 self._pending.append(parcel)
                 self.next_position = parcel.position + parcel.count
-            elif parcel.kind == Kind.CANCELLED:
-                self._cancel(parcel)
+            elif parcel.kind != Kind.MESSAGES:
+                self._replace(parcel)
 
-    def _cancel(self, twin: Parcel) -> None:
+    def _replace(self, twin: Parcel) -> None:
         for index, parcel in enumerate(self._pending):
             if parcel.position == twin.position:
                 self._pending[index] = twin

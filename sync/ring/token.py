@@ -146,10 +146,19 @@ class Token:
     def epoch(self) -> EpochId:
         return self.lineage[-1].id
 
+    @property
+    def resting_place(self) -> int:
+        """The member that holds an idle token; the others pass it at once, which saves each a timer per turn."""
+        return min([member.id for member in self.members])
+
     def rank(self) -> tuple[int, int, int]:
         """Of two groups the one of lower rank joins the other (the thesis compares the group id alone)."""
         ids = [member.id for member in self.members if not member.flags & JOINER]
         return self.standing, len(ids), min(ids, default=0)
+
+    def followers(self, since: int) -> int:
+        """How many members have had the token at this hop or later."""
+        return sum(member.last_hop >= since and not member.flags & JOINER for member in self.members)
 
     @property
     def at_rest(self) -> bool:
@@ -224,7 +233,11 @@ class Token:
         self.hasten()
 
     def propose(self, proposer: int, order: Order, serving: bool) -> Parcel:
-        """Put a view of the present members into the stream, under the next unused number."""
+        """Put a view of the present members into the stream, under the next unused number.
+
+        It takes the place of a view cancelled in this visit: messages that were sent behind that one stay behind
+        a change of the view, which is why parts of a divided group never deliver different messages in one view.
+        """
         self.view_number += 1
         members = [(member.id, member.incarnation) for member in self.ring_from(proposer)]
         joined = frozenset(member.id for member in self.members if member.flags & FRESH)
@@ -232,6 +245,11 @@ class Token:
             # Nobody is left of those who had the group's state: the proposer's becomes the group's.
             joined -= {proposer}
         proposal = Proposal(self.view_number, serving, members, joined)
+        for index, parcel in enumerate(self.parcels):
+            if parcel.kind == Kind.CANCELLED and parcel.added_hop == self.hop:
+                twin = Parcel(parcel.position, 1, proposer, 0, order, Kind.VIEW, self.hop, proposal.encode())
+                self.parcels[index] = twin
+                return twin
         return self.append(proposer, 0, order, 1, proposal.encode(), Kind.VIEW)
 
     def ring_from(self, first: int) -> list[Member]:

@@ -109,6 +109,10 @@ class Checkers:
         self._virtual_synchrony(record, view)
         joined = {identity for identity in identities if identity[0] in view.joined}
         self._excluded_leases(record, identities, joined, living, now)
+        if record.identity[0] in view.joined:
+            # It starts over with the group's state; what it delivered before belongs to a history that is given up.
+            record.seen.clear()
+            record.newest.clear()
         record.view = view
         record.key = view_key(view)
         record.next_position = view.position + 1

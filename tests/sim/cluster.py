@@ -96,7 +96,7 @@ class Cluster:
         self.trace = trace
         self.timeline: deque[str] = deque(maxlen=None if trace else TIMELINE_MAX)
         self.network = Network(scenario, self.rng)
-        self.checkers = Checkers(scenario.mode, leases=not scenario.jump_back)
+        self.checkers = Checkers(scenario.mode, leases=not scenario.jump_rate)
         self.clocks = {
             i: Clock(self.rng.uniform(0, 1000), 1 + self.rng.uniform(-1, 1) * scenario.drift)
             for i in range(1, scenario.nodes + 1)
@@ -184,6 +184,9 @@ class Cluster:
         """What is still missing to a settled cluster; None when nothing is."""
         if len(self.instances) < len(self.clocks):
             return f"nodes {sorted(set(self.clocks) - set(self.instances))} are not up"
+        away = [instance.identity[0] for instance in self.living if instance.absent]
+        if away:
+            return f"nodes {away} have not come back yet"
         views = {instance.node.view for instance in self.living}
         if len(views) != 1 or None in views:
             return f"different views: { {i.identity[0]: i.node.view and i.node.view[:2] for i in self.living} }"
