@@ -8,7 +8,7 @@
     listen = ["10.0.0.1:7400"]
     key_file = "ring.key"            # optional; without it datagrams are not authenticated
     failure_detection_ms = 40        # and every other setting of sync.config.RingConfig that is a number or a text
-    scheduling = "other"             # "nice:-10", "rr:5"
+    scheduling = "auto"              # "other", "nice:-10", "rr:5"
     [peers]
     2 = ["10.0.0.2:7400"]
 
@@ -60,7 +60,7 @@ class Node:
         if missing:
             raise ConfigError(f"{path}: {missing[0]!r} is missing")
         self.listen: list[str] = list(table["listen"])
-        self.scheduling = str(table.get("scheduling", "other"))
+        self.scheduling = str(table.get("scheduling", "auto"))
         peers = {int(node): self._peer(table, addresses) for node, addresses in table.get("peers", {}).items()}
         settings: dict[str, Any] = {name: value for name, value in table.items() if name in PLAIN}
         if "mode" in table:

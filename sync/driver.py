@@ -13,6 +13,7 @@ How late the loop wakes up is measured (`stats()["loop_lag_…"]`).
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -81,6 +82,7 @@ log = logging.getLogger("sync")
 USER_CHANNELS = range(16, 256)
 EVENTS_MAX = 1024  # per iterator; older ones are dropped and counted
 LEAVE_TIMEOUT_S = 0.5
+AUTOMATIC_SCHEDULING = ("rr:1", "nice:-10", "other")
 READS_BEFORE_TIMER_MAX = 64  # times READ_MAX datagrams per link
 LAG_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 500)
 INCARNATION_BITS = 62
@@ -128,20 +130,29 @@ def peer_paths(listen: Sequence[str], addresses: Sequence[str], *, parallel: boo
 
 
 def set_scheduling(wish: str) -> None:
-    """ "other", "nice:-10" or "rr:5". Raises ValueError for anything else, PermissionError without the right to."""
+    """Set the calling thread's to "other", "nice:-10", "rr:5", or with "auto" to the best that is permitted.
+
+    Without a real-time priority a busy neighbour on the machine can delay a hop of the token by tens of milliseconds.
+    Raises ValueError for anything else, PermissionError without the right to (never for "auto").
+    """
     policy, _, level = wish.partition(":")
-    if policy == "rr":
+    if wish == "auto":
+        for choice in AUTOMATIC_SCHEDULING:
+            with contextlib.suppress(PermissionError):
+                set_scheduling(choice)
+                return
+    elif policy == "rr":
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(int(level or 1)))
     elif policy == "nice":
         os.setpriority(os.PRIO_PROCESS, 0, int(level))
     elif wish != "other":
-        raise ValueError(f'scheduling {wish!r} is not known: write "other", "nice:-10" or "rr:5"')
+        raise ValueError(f'scheduling {wish!r} is not known: write "auto", "other", "nice:-10" or "rr:5"')
 
 
 class Ring:
     """One node of a ring. Use as an asynchronous context manager; entering waits for the first view."""
 
-    def __init__(self, config: RingConfig, listen: Sequence[str], *, scheduling: str = "other") -> None:
+    def __init__(self, config: RingConfig, listen: Sequence[str], *, scheduling: str = "auto") -> None:
         self.config = config
         self._listen = [parse_address(text) for text in listen]
         self._scheduling = scheduling
@@ -217,8 +228,7 @@ class Ring:
     def start(self) -> None:
         """Open the sockets and begin. Raises OSError with the address that cannot be bound."""
         self._loop = asyncio.get_running_loop()
-        if self._scheduling != "other":
-            self._try_scheduling()
+        self._try_scheduling()
         self._sockets = Sockets(self._listen)
         # Links are watched through an epoll of our own: libuv stops watching a socket for good when an ICMP error
         # makes it readable with POLLERR.

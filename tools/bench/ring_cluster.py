@@ -96,7 +96,7 @@ class Cluster:
         network: Network,
         *,
         settings: dict[str, Any] | None = None,
-        scheduling: str = "other",
+        scheduling: str = "auto",
         authenticated: bool = True,
         profile: str = "",
     ) -> None:

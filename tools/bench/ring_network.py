@@ -58,7 +58,20 @@ class Network:
             run("ip", "-n", self.namespace(node), "link", "set", "lo", "up")
         switch = self.namespace(0)
         for link in range(self.links):
-            run("ip", "-n", switch, "link", "add", f"br{link}", "type", "bridge", "stp_state", "0", "mcast_snooping", "0")
+            run(
+                "ip",
+                "-n",
+                switch,
+                "link",
+                "add",
+                f"br{link}",
+                "type",
+                "bridge",
+                "stp_state",
+                "0",
+                "mcast_snooping",
+                "0",
+            )
             run("ip", "-n", switch, "link", "set", f"br{link}", "up")
             for node in range(1, self.nodes + 1):
                 self._plug(switch, node, link)
@@ -126,7 +139,9 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 def machine_seconds() -> float:
     """Busy time of the whole machine so far, interrupts included, in CPU seconds (10 ms steps)."""
-    user, nice, system, _, _, irq, softirq, *_ = (int(v) for v in Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    user, nice, system, _, _, irq, softirq, *_ = (
+        int(v) for v in Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    )
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 

@@ -172,7 +172,7 @@ def open_ring(spec: dict[str, Any]) -> Ring:
     peers = {peer: peer_paths(addresses[node], theirs) for peer, theirs in addresses.items() if peer != node}
     keys = KeyRing([bytes.fromhex(spec["key"])]) if spec.get("key") else None
     config = RingConfig(node=node, peers=peers, keys=keys, **spec.get("settings", {}))
-    return Ring(config, addresses[node], scheduling=spec.get("scheduling", "other"))
+    return Ring(config, addresses[node], scheduling=spec.get("scheduling", "auto"))
 
 
 async def work(spec: dict[str, Any]) -> None:
