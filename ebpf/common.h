@@ -76,6 +76,8 @@ enum way {
 #define WORK_RETURN 0x40
 #define WORK_ICMP_ERROR 0x80
 #define WORK_SWAPPED 0x100
+// From a nat backend's endpoint, of no connection known here yet: it may turn out to be an answer.
+#define WORK_MAYBE_ANSWER 0x200
 
 // What lb_answer is to make.
 #define ANSWER_ECHO 1

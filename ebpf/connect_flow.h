@@ -113,7 +113,7 @@ INLINE u32 use_connection(const struct settings *s, struct work *w, const struct
         return way;
     follow_state(s, w, service, c, w->flags & WORK_SWAPPED);
     touch(w, c);
-    if (is_open(c->state) && !(w->flags & WORK_DRY))
+    if (is_open(c->state) && !(w->flags & (WORK_DRY | WORK_MAYBE_ANSWER)))
         remember_flow(s, w->hash, w->target, service->method == METHOD_LOCAL ? RECENT_LOCAL : 0);
     return GO_ON;
 }
@@ -151,7 +151,8 @@ INLINE u32 open_connection(const struct settings *s, struct work *w, const struc
         remember_first(s, w, service);
     else if (!(w->tcp_flags & TCP_RST)) {
         establish(s, w, service);
-        if (!(w->tcp_flags & (TCP_SYN | TCP_FIN)) && !(w->flags & WORK_DRY))
+        if (!(w->tcp_flags & (TCP_SYN | TCP_FIN)) &&
+            !(w->flags & (WORK_DRY | WORK_MAYBE_ANSWER)))
             remember_flow(s, w->hash, target, local ? RECENT_LOCAL : 0);
     }
     return GO_ON;

@@ -92,5 +92,8 @@ INLINE u32 return_flow(const struct settings *s, struct work *w)
     if (service && (service->flags & SERVICE_STEERED) && (s->flags & SETTING_STEERING) &&
         belongs_elsewhere(s, w, steering_node(s, w, w->key.destination, w->key.destination_port)))
         return GO_STEER;
+    // Its connection's record may come any moment: no short way past the tables until then.
+    if (service)
+        w->flags |= WORK_MAYBE_ANSWER;
     return LEAVE;
 }
