@@ -29,6 +29,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "lives through the whole walk is seen once, one that comes or goes meanwhile may be missed.",
         query=shapes.ConnectionQuery,
         answer=shapes.ConnectionPage,
+        problems=(404,),
     ),
     Endpoint(
         GET,
@@ -37,6 +38,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "Connections counted by any fields, the biggest groups first",
         query=shapes.TopQuery,
         answer=shapes.ConnectionTop,
+        problems=(404,),
     ),
     Endpoint(GET, "/v1/counters", calls.counters, "Packets by verdict of the packet path", answer=list[shapes.Counter]),
     Endpoint(
@@ -97,6 +99,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         role="operate",
         body=shapes.WhereRequest,
         answer=shapes.Where,
+        problems=(404,),
     ),
     Endpoint(
         POST,
@@ -108,6 +111,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         answer=bytes,
         answer_media=observe.CAPTURE_MEDIA,
         audited=True,
+        problems=(404,),
     ),
     Endpoint(
         POST,

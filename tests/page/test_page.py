@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page in a real browser: what an operator sees and does, against the API process."""
 
-import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.page.page_support import chromium, opened
-from tests.unit.api_support import RunningApi, running_api
+from tests.unit.api_support import TOKEN, RunningApi, running_api, tls_listener
 from tests.unit.test_api_http import fill_connections
 
 SEEN_WITHIN_MS = 1000
@@ -182,47 +180,14 @@ def test_every_control_has_a_name_and_themes_switch(browser: Browser, api: Runni
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == dark
 
 
-def make_certificate(directory: Path) -> tuple[Path, Path]:
-    certificate, key = directory / "cert.pem", directory / "key.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "1",
-    ]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
-    return certificate, key
-
-
 def test_two_clusters_on_one_page(browser: Browser, api: RunningApi, tmp_path: Path) -> None:
-    import hashlib
-    import socket
-
-    certificate, key = make_certificate(tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    tokens = tmp_path / "tokens"
-    tokens.write_text(f"operate:page:{hashlib.sha256(b'secret').hexdigest()}\n")
-    os.chmod(tokens, 0o600)
     with opened(browser, api, ignore_https_errors=True) as page:
         origin = page.evaluate("location.origin")
-        extra = (
-            f'[api]\nlisten = "127.0.0.1:{port}"\ncertificate_file = "{certificate}"\nprivate_key_file = "{key}"\n'
-            f'tokens_file = "{tokens}"\nallow_origins = ["{origin}"]\n'
-        )
+        port, extra = tls_listener(tmp_path, role="operate", allow_origins=[origin])
         with running_api(tmp_path / "other", extra, cluster="second") as other:
             page.get_by_role("button", name="Add a cluster").click()
             page.get_by_label("Address of any of its gateways").fill(f"https://127.0.0.1:{port}")
-            page.get_by_label("Token").fill("secret")
+            page.get_by_label("Token").fill(TOKEN)
             page.get_by_role("button", name="Add", exact=True).click()
             expect(page).to_have_title("second · rainlb")
             page.locator(vip(page, "10.0.1.100")).drag_to(page.locator(card(page, "gw2")))

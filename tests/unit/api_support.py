@@ -3,12 +3,14 @@
 
 import asyncio
 import contextlib
+import hashlib
+import socket
 import subprocess
 import sys
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -338,3 +340,41 @@ def running_api(
         finally:
             process.terminate()
             process.wait(10)
+
+
+TOKEN = "a-token-for-tests"
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "1",
+    ]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command, *names, *files], check=True, capture_output=True)
+    return certificate, key
+
+
+def tls_listener(directory: Path, role: str = "configure", allow_origins: Sequence[str] = ()) -> tuple[int, str]:
+    """A free port, and the [api] table of a listener there that takes TOKEN for role."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    certificate, key = make_certificate(directory)
+    tokens = directory / "tokens"
+    tokens.write_text(f"{role}:tester:{hashlib.sha256(TOKEN.encode()).hexdigest()}  # made by a test\n")
+    tokens.chmod(0o600)
+    return port, (
+        f'[api]\nlisten = "127.0.0.1:{port}"\ncertificate_file = "{certificate}"\nprivate_key_file = "{key}"\n'
+        f'tokens_file = "{tokens}"\nallow_origins = {list(allow_origins)!r}\n'
+    )

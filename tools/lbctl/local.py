@@ -125,6 +125,6 @@ def forwarder(api: Client, key: str) -> type[http.server.BaseHTTPRequestHandler]
             self.close_connection = True
             self.wfile.write(body)
 
-        do_GET = do_POST = do_PUT = _forward
+        do_GET = do_POST = do_PUT = do_HEAD = do_OPTIONS = do_DELETE = do_PATCH = _forward
 
     return Forwarder
