@@ -7,6 +7,8 @@ Nothing in here is written to before the datagram's header has been authenticate
 
 from typing import Final
 
+import numpy as np
+
 from sync.transport.wire import (
     MESSAGE_LENGTH_MAX,
     SEGMENT_OVERHEAD,
@@ -55,7 +57,8 @@ class PartialMessage:
     __slots__ = ("data", "missing")
 
     def __init__(self, length: int) -> None:
-        self.data = bytearray(length)
+        # Not zeroed: touching 64 MiB at once would hold up the loop for tens of milliseconds.
+        self.data = memoryview(np.empty(length, dtype=np.uint8).data)
         self.missing = length
 
 

@@ -138,10 +138,11 @@ class Sender:
             return
         full = (1 << wire.segment_count(chunk.length, chunk.segment_size)) - 1
         missing = full & ~held
-        progress = missing.bit_count() < chunk.missing.bit_count()
         if missing:
             chunk.missing = missing
-            if progress:
+            # Less than ever before: a chunk that is damaged again and again must not live for ever.
+            if missing.bit_count() < chunk.least_missing:
+                chunk.least_missing = missing.bit_count()
                 chunk.message.progress_at = now
                 chunk.attempts = 0
                 self._local.counters.fast_retransmissions += 1
@@ -203,7 +204,8 @@ class Sender:
             head = header + cipher.tag(nonce(SEGMENT, session.node, segment_size, chunk.sequence), header)
             body, tag = cipher.seal_body(nonce(wire.CHUNK_BODY, session.node, 0, chunk.sequence), payload)
             chunk.data = lay_out(head, body, tag, segment_size)
-            chunk.missing = (1 << wire.segment_count(chunk.length, segment_size)) - 1
+            chunk.least_missing = wire.segment_count(chunk.length, segment_size)
+            chunk.missing = (1 << chunk.least_missing) - 1
         chunk.segment_size = segment_size
 
     def _header(self, chunk: Chunk, kind: int, segment_size: int) -> bytes:

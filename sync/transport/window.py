@@ -56,6 +56,7 @@ class Chunk:
         "data",
         "deadline",
         "first_sent_at",
+        "least_missing",
         "length",
         "message",
         "missing",
@@ -74,6 +75,7 @@ class Chunk:
         self.data: Buffer = b""
         self.segment_size = 0
         self.missing = 1
+        self.least_missing = 1  # segments; only what goes below this is progress
         self.attempts = 0
         self.retransmitted = False
         self.cut_smaller = False  # because it did not get through as it was

@@ -36,7 +36,7 @@ from sync.transport.wire import Refused
 KEYS = KeyRing([bytes(range(32))])
 POOL_MAX = 400  # recorded datagrams to mutate
 LIFE_MAX = 500  # mutations between restarts of a node
-SLOW_S = 0.5  # one datagram may never take longer, however loaded the machine
+SLOW_S = 0.1  # of processor time; nothing that arrives may ever cost more
 RESIDENT_GROWTH_MAX = 256 << 20  # the insider's reassembly bound for one peer is 128 MiB
 
 
@@ -226,10 +226,10 @@ def outsider_round(pair: Pair, rng: Random) -> None:
         data = mutate(rng, data, rng.choice(pair.pool)[1])
     if rng.random() < 0.1:
         destination = 3 - destination  # reflection
-    began = time.monotonic()
+    began = time.thread_time()
     segment_size = rng.choice((0, 0, 0, 500, 1472))
     pair.nodes[destination].receive(pair.now, 0, 3 - destination, data, segment_size)
-    assert time.monotonic() - began < SLOW_S, f"took too long: {data.hex()}"
+    assert time.thread_time() - began < SLOW_S, "took too long"
     pair.exchange()
 
 
@@ -237,12 +237,12 @@ def insider_round(pair: Pair, victim: Transport, rng: Random) -> None:
     """One correctly sealed mutation at a victim whose outcome is of no interest."""
     data = rng.choice([data for destination, data in list(pair.pool)[-40:] if destination == 2] or [b""])
     pieces = invent(rng, data) if rng.random() < 0.7 else [seal(mutate(rng, data, rng.choice(pair.pool)[1]))]
-    began = time.monotonic()
+    began = time.thread_time()
     for piece in pieces:
         victim.receive(pair.now, 0, 1, piece)
     victim.tick(pair.now)
     victim.take()
-    assert time.monotonic() - began < SLOW_S, f"took too long: {[piece.hex() for piece in pieces]}"
+    assert time.thread_time() - began < SLOW_S, "took too long"
 
 
 def resident_bytes() -> int:

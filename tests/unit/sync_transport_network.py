@@ -20,6 +20,7 @@ from sync.transport import (
     wire,
 )
 
+EVENTS_MAX = 200_000
 KEYS = KeyRing([bytes(range(32))])
 
 
@@ -117,12 +118,13 @@ class Network:
     def run(self, duration: float) -> None:
         """Let this many seconds pass."""
         end = self.now + duration
-        while True:
+        for _ in range(EVENTS_MAX):
             deadlines = [(station.transport.deadline(), node) for node, station in self.stations.items()]
             deadline, node = min(deadlines)
             arrival = self._events[0][0] if self._events else inf
             if min(deadline, arrival) > end:
-                break
+                self.now = end
+                return
             self.now = max(self.now, min(deadline, arrival))
             if arrival <= deadline:
                 _, _, node, link, source, data = heapq.heappop(self._events)
@@ -130,7 +132,7 @@ class Network:
             else:
                 self.stations[node].transport.tick(self.now)
             self.collect(node)
-        self.now = end
+        raise AssertionError(f"more than {EVENTS_MAX} events in {duration} s: the nodes do not come to rest")
 
     def _transmit(self, source: int, effect: Transmit) -> None:
         data = bytes(effect.data)
