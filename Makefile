@@ -35,6 +35,7 @@ lab: setup
 fuzz: setup
 	$(PY) -m tests.fuzz.configuration --count 100000
 	$(PY) -m tests.fuzz.datagrams --count 1000000
+	$(PY) -m tests.packet.oracle --count 1000000 --seed 3
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
