@@ -22,7 +22,7 @@ FLAGS = [
 @contextlib.contextmanager
 def served_page(socket: Path) -> Iterator[str]:
     """The address, key included, that `lbctl page` prints for an API socket."""
-    environment = {**os.environ, "RAINLB_SOCKET": str(socket), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "LBCTL_SOCKET": str(socket), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "tools.lbctl.main", "page", "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:

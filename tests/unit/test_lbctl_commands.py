@@ -39,7 +39,7 @@ def lbctl(
     return subprocess.run(
         [*LBCTL, *arguments],
         cwd=ROOT,
-        env={**os.environ, "RAINLB_SOCKET": place},
+        env={**os.environ, "LBCTL_SOCKET": place},
         input=stdin,
         capture_output=True,
         text=True,
@@ -153,7 +153,7 @@ def test_live_names_complete(api: RunningApi) -> None:
     def offered(line: str, words: str) -> str:
         variables = {"_LBCTL_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": words}
         program = [sys.executable, "-c", "from tools.lbctl.main import app; app(prog_name='lbctl')"]
-        environment = {**os.environ, "RAINLB_SOCKET": str(api.socket), **variables}
+        environment = {**os.environ, "LBCTL_SOCKET": str(api.socket), **variables}
         return subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30).stdout
 
     assert offered("lbctl drain we", "2").split() == ["web/b1", "web/b2"]
@@ -190,7 +190,7 @@ def test_it_starts_fast(api: RunningApi) -> None:
 
 
 def test_watch_prints_events_and_changed_state(api: RunningApi) -> None:
-    environment = {**os.environ, "RAINLB_SOCKET": str(api.socket), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "LBCTL_SOCKET": str(api.socket), "PYTHONUNBUFFERED": "1"}
     command = [*LBCTL, "watch"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -234,7 +234,7 @@ def test_secrets_are_removed_by_name_and_in_text() -> None:
 
 
 def test_page_forwarder_wants_its_key_and_its_own_name(api: RunningApi) -> None:
-    environment = {**os.environ, "RAINLB_SOCKET": str(api.socket), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "LBCTL_SOCKET": str(api.socket), "PYTHONUNBUFFERED": "1"}
     command = [*LBCTL, "page", "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -179,7 +179,7 @@ class Client:
             "  2. systemctl status lbd lb-api       did they fail? why?\n"
             "  3. journalctl -u lbd -u lb-api -n 50\n"
             "  4. systemctl restart lbd             loses no packet of an established connection\n"
-            "  Another socket or gateway: --socket PATH, RAINLB_SOCKET, or --url https://…"
+            "  Another socket or gateway: --socket PATH, LBCTL_SOCKET, or --url https://…"
         )
 
 

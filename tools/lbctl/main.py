@@ -26,10 +26,10 @@ app = typer.Typer(
 @app.callback()
 def options(
     socket: Annotated[
-        str | None, typer.Option(help="Unix socket of the API (RAINLB_SOCKET).", show_default="/run/lb/api.sock")
+        str | None, typer.Option(help="Unix socket of the API (LBCTL_SOCKET).", show_default="/run/lb/api.sock")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="https://HOST:PORT of a gateway's TLS listener (RAINLB_URL).")] = None,
-    token_file: Annotated[str | None, typer.Option(help="File with the token for --url (RAINLB_TOKEN_FILE).")] = None,
+    url: Annotated[str | None, typer.Option(help="https://HOST:PORT of a gateway's TLS listener (LBCTL_URL).")] = None,
+    token_file: Annotated[str | None, typer.Option(help="File with the token for --url (LBCTL_TOKEN_FILE).")] = None,
     ca_file: Annotated[str | None, typer.Option(help="Certificate authority for --url.")] = None,
 ) -> None:
     """Look at and operate a rainlb gateway and its cluster."""

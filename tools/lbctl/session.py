@@ -23,15 +23,13 @@ def choose(socket: str | None, url: str | None, token_file: str | None, ca_file:
 
 
 def place() -> str:
-    """Socket or URL: the option, then RAINLB_URL, RAINLB_SOCKET, RAINLB_RUN_DIR/api.sock, then the default."""
-    chosen = _chosen.get("place") or os.environ.get("RAINLB_URL") or os.environ.get("RAINLB_SOCKET")
-    run_directory = os.environ.get("RAINLB_RUN_DIR")
-    return chosen or (f"{run_directory}/api.sock" if run_directory else DEFAULT_SOCKET)
+    """Socket or URL: the option, then LBCTL_URL, LBCTL_SOCKET, then the default."""
+    return _chosen.get("place") or os.environ.get("LBCTL_URL") or os.environ.get("LBCTL_SOCKET") or DEFAULT_SOCKET
 
 
 def client() -> Client:
-    """The API as the options and the environment (RAINLB_*) say."""
-    token_file = _chosen.get("token_file") or os.environ.get("RAINLB_TOKEN_FILE")
+    """The API as the options and the environment (LBCTL_*) say."""
+    token_file = _chosen.get("token_file") or os.environ.get("LBCTL_TOKEN_FILE")
     ca_file = _chosen.get("ca_file")
     try:
         token = Path(token_file).read_text().strip() if token_file else None
