@@ -93,9 +93,9 @@ class PeerConfig:
 class TransportConfig:
     """The transport's settings. Times in seconds, sizes in bytes.
 
-    A message comes back when it has been under way, or made no progress, for `failure_after_s`, and never before at
-    least two transmissions on every path. Within that time it is sent `attempts` times per path or more, each waiting
-    for the adaptive timeout, at least `rto_floor_s`.
+    A message comes back when it has itself been under way, or made no progress, for `failure_after_s`; never earlier,
+    and never before two transmissions on every path. Within that time it is sent `attempts` times per path or more,
+    each waiting for the adaptive timeout, at least `rto_floor_s`.
     """
 
     cluster: str
@@ -127,6 +127,19 @@ class TransportConfig:
         """(floor, ceiling) of the retransmission timeout when transmissions rotate over this many paths."""
         ceiling = max(self.failure_after_s / (self.attempts * path_count), RTO_MIN_S)
         return min(self.rto_floor_s, ceiling), ceiling
+
+
+class PeerReport(NamedTuple):
+    """How a peer is doing. Times in seconds; `heard_at` on the caller's clock, minus infinity if never."""
+
+    incarnation: int  # 0: no session
+    heard_at: float
+    round_trip_s: float  # smoothed; 0 before the first sample
+    timeout_s: float
+    window_bytes: int
+    in_flight_bytes: int
+    queued_messages: int
+    path: Path  # where the next message begins
 
 
 class Backlogged(Exception):

@@ -15,29 +15,32 @@ from sync.transport.wire import CHUNK, SEGMENT, VERSION, WHOLE, Acknowledgement,
 class Sender:
     """The sending side towards one peer. `timer` is never later than the next thing to do."""
 
-    __slots__ = ("_congestion", "_local", "_session", "round_trip", "timer", "window")
+    __slots__ = ("_local", "_session", "congestion", "round_trip", "timer", "window")
 
     def __init__(self, local: Local, session: Session) -> None:
         self._local = local
         self._session = session
         self.window = SendWindow()
         self.round_trip = RoundTrip(*session.rto_range())
-        self._congestion = Congestion(local.config.window_bytes)
+        self.congestion = Congestion(local.config.window_bytes)
         self.timer = inf
 
     def submit(self, now: float, message: Message) -> None:
         """Send, or queue, a message."""
+        message.submitted_at = now
+        message.greetings = self._session.greetings
         limit = self._session.datagram_limit(now)
         self.window.enqueue(message, small=message.length <= limit - wire.WHOLE_OVERHEAD)
         if self._session.incarnation:
             self.pump(now)
         else:
             self._session.greet(now)
+            self._session.greet_deadline = min(self._session.greet_deadline, self._next_to_give_up(now))
 
     def pump(self, now: float) -> None:
         """Send chunks while the windows have room."""
         window = self.window
-        while (message := window.next_message()) and window.has_room(self._congestion.window):
+        while (message := window.next_message()) and window.has_room(self.congestion.window):
             chunk = window.open_chunk(message, wire.chunk_length_max(self._session.datagram_limit(now)))
             if message.offset == message.length:
                 window.dequeue_cut(message)
@@ -78,6 +81,25 @@ class Sender:
         if self.window.queued and self._session.incarnation:
             self.pump(now)  # what was given back or cancelled has made room
 
+    def expire_waiting(self, now: float) -> None:
+        """Nobody has answered the greeting: give back what has waited for it too long, greet again for the rest."""
+        session = self._session
+        for message in self.window.waiting():
+            greeted_in_vain = session.greetings - message.greetings >= ATTEMPTS_MIN * session.rotation
+            if greeted_in_vain and now >= message.submitted_at + self._local.config.failure_after_s:
+                self._give_back(message, Reason.UNREACHABLE)
+        if self.window.queued:
+            session.greet_again(now)
+            session.greet_deadline = min(session.greet_deadline, self._next_to_give_up(now))
+        else:
+            session.greet_deadline = inf
+
+    def _next_to_give_up(self, now: float) -> float:
+        """When the message that has waited longest will have waited too long; infinity if it has already."""
+        since = self.window.waiting_since()
+        give_up_at = since + self._local.config.failure_after_s
+        return give_up_at if give_up_at > now else inf
+
     def hasten(self, link: int, address: Hashable) -> None:
         """The network says nobody listens there. Anyone can forge that: wait half as long, prove it all the same."""
         for chunk in self.window.in_flight.values():
@@ -102,7 +124,7 @@ class Sender:
             self._give_back(message, reason)
 
     def _settle(self, now: float, chunk: Chunk) -> None:
-        self._congestion.acknowledged(chunk.length)
+        self.congestion.acknowledged(chunk.length)
         chunk.message.progress_at = now
         if chunk.cut_smaller:
             self._session.reduce(now)
@@ -118,17 +140,13 @@ class Sender:
     def _overdue(self, now: float, chunk: Chunk) -> None:
         session = self._session
         if now >= self._give_up_at(chunk) and chunk.attempts >= ATTEMPTS_MIN * session.rotation:
-            silent = session.heard_at <= chunk.message.first_sent_at
-            if silent:
-                self.fail(Reason.UNREACHABLE, queued=True)
-            else:
-                self._give_back(chunk.message, Reason.UNREACHABLE)
+            self._give_back(chunk.message, Reason.UNREACHABLE)
             return
         if chunk.attempts >= ATTEMPTS_MIN * session.rotation and self._size(chunk) > wire.DATAGRAM_MIN:
             self._local.counters.cuts += 1
             chunk.cut_smaller = True
             self._lay_out(chunk, wire.DATAGRAM_MIN)
-        self._congestion.lost(now, self.round_trip.smoothed)
+        self.congestion.lost(now, self.round_trip.smoothed)
         self._resend(now, chunk)
 
     def _on_report(self, now: float, sequence: int, held: int) -> None:
@@ -146,7 +164,7 @@ class Sender:
                 chunk.message.progress_at = now
                 chunk.attempts = 0
                 self._local.counters.fast_retransmissions += 1
-                self._congestion.lost(now, self.round_trip.smoothed)
+                self.congestion.lost(now, self.round_trip.smoothed)
                 self._resend(now, chunk)
 
     def _resend_overtaken(self, now: float, newest: Chunk) -> None:
@@ -155,7 +173,7 @@ class Sender:
                 return
             if chunk.attempts == 1 and not chunk.retransmitted and chunk.sent_at <= newest.sent_at:
                 self._local.counters.fast_retransmissions += 1
-                self._congestion.lost(now, self.round_trip.smoothed)
+                self.congestion.lost(now, self.round_trip.smoothed)
                 self._resend(now, chunk)
 
     def _resend(self, now: float, chunk: Chunk) -> None:

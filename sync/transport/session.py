@@ -11,7 +11,7 @@ from math import inf
 from typing import Final
 
 from sync.transport import wire
-from sync.transport.effects import ATTEMPTS_MIN, Counters, Effect, Path, PeerConfig, Transmit, TransportConfig
+from sync.transport.effects import Counters, Effect, Path, PeerConfig, Transmit, TransportConfig
 from sync.transport.keys import Cipher, KeyRing, derive_cipher, open_ring
 from sync.transport.wire import DATAGRAM_MIN, PREFIX, VERSION, Buffer, Prefix, Refused, nonce
 
@@ -60,17 +60,17 @@ class Session:
     """Greeting, identity and paths of one peer."""
 
     __slots__ = (
+        "_backed_off",
         "_challenge",
         "_challenge_again_at",
         "_ciphers",
-        "_greeting_since",
-        "_greetings",
         "_local",
         "_preferred",
         "_reduced_until",
         "_sequences",
         "datagram_max",
         "greet_deadline",
+        "greetings",
         "heard_at",
         "incarnation",
         "node",
@@ -84,8 +84,8 @@ class Session:
         self.incarnation = 0  # 0 until confirmed
         self.heard_at = -inf
         self.greet_deadline = inf
-        self._greetings = 0
-        self._greeting_since = -inf
+        self.greetings = 0
+        self._backed_off = 0
         self._challenge = 0
         self._challenge_again_at = -inf
         self._ciphers: dict[tuple[int, int], Cipher] = {}
@@ -186,24 +186,18 @@ class Session:
     # Greeting
 
     def greet(self, now: float) -> None:
-        """Ask who lives there, again and again until it answers or the time for it is over."""
+        """Ask who lives there, again and again until it answers or nothing waits for it any more."""
         if self.greet_deadline == inf:
-            self._greetings = 0
-            self._greeting_since = now
+            self._backed_off = 0
             self.greet_again(now)
 
-    def greet_again(self, now: float) -> bool:
-        """The next greeting; False when the time for it is over."""
-        give_up_at = self._greeting_since + self._local.config.failure_after_s
-        if now >= give_up_at and self._greetings >= ATTEMPTS_MIN * self.rotation:
-            self.greet_deadline = inf
-            return False
-        self._greetings += 1
+    def greet_again(self, now: float) -> None:
+        """The next greeting."""
+        self.greetings += 1
+        self._backed_off = min(self._backed_off + 1, 16)
         floor, ceiling = self.rto_range()
-        again_at = now + min(floor * (1 << min(self._greetings - 1, 16)), ceiling)
-        self.greet_deadline = min(again_at, give_up_at) if give_up_at > now else again_at
-        self.transmit(self._hello(self._own_challenge(), 0), 0, self._greetings)
-        return True
+        self.greet_deadline = now + min(floor * (1 << self._backed_off - 1), ceiling)
+        self.transmit(self._hello(self._own_challenge(), 0), 0, self.greetings)
 
     def greet_once(self) -> None:
         """Ask who lives there, on every path, without insisting."""

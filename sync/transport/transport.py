@@ -21,6 +21,7 @@ from sync.transport.effects import (
     Counters,
     Effect,
     PeerConfig,
+    PeerReport,
     Randomness,
     Reason,
     TransportConfig,
@@ -199,8 +200,8 @@ class Transport:
     def tick(self, now: float) -> None:
         """Do what is due."""
         for peer in self._peers.values():
-            if peer.session.greet_deadline <= now and not peer.session.greet_again(now):
-                peer.sender.fail(Reason.UNREACHABLE, queued=True)
+            if peer.session.greet_deadline <= now:
+                peer.sender.expire_waiting(now)
             if peer.sender.timer <= now:
                 peer.sender.expire(now)
 
@@ -218,6 +219,24 @@ class Transport:
         self._ack_due.clear()
         effects, self._local.effects = self._local.effects, []
         return effects
+
+    def report(self) -> dict[int, PeerReport]:
+        """How every peer is doing."""
+        return {node: self._report(peer) for node, peer in self._peers.items()}
+
+    @staticmethod
+    def _report(peer: _Peer) -> PeerReport:
+        session, sender = peer.session, peer.sender
+        return PeerReport(
+            session.incarnation,
+            session.heard_at,
+            sender.round_trip.smoothed,
+            sender.round_trip.timeout,
+            int(sender.congestion.window),
+            sender.window.bytes_in_flight,
+            sender.window.queued,
+            session.path(1),
+        )
 
     # Reception
 

@@ -8,6 +8,7 @@ bytes.
 """
 
 from collections import deque
+from itertools import islice
 from math import inf
 from typing import Final
 
@@ -26,6 +27,7 @@ class Message:
     __slots__ = (
         "channel",
         "first_sent_at",
+        "greetings",
         "handle",
         "length",
         "number",
@@ -33,6 +35,7 @@ class Message:
         "open_chunks",
         "payload",
         "progress_at",
+        "submitted_at",
     )
 
     def __init__(self, handle: int, channel: int, payload: Buffer) -> None:
@@ -43,6 +46,8 @@ class Message:
         self.number = 0  # 0 until the first chunk leaves
         self.offset = 0
         self.open_chunks = 0
+        self.submitted_at = inf
+        self.greetings = 0  # sent to the peer before this message was there to be sent
         self.first_sent_at = inf
         self.progress_at = -inf  # when the peer last acknowledged a part of it
 
@@ -246,9 +251,23 @@ class SendWindow:
             for sequence in [s for s, chunk in self.in_flight.items() if chunk.message is message]:
                 self.bytes_in_flight -= self.in_flight.pop(sequence).length
 
+    def waiting(self) -> list[Message]:
+        """Messages of which nothing has left yet."""
+        return [message for message in (*self.small, *self.bulk) if message.number == 0]
+
+    def waiting_since(self) -> float:
+        """When the oldest of them was submitted; infinity if there is none."""
+        oldest = inf
+        if self.small:
+            oldest = self.small[0].submitted_at
+        for message in islice(self.bulk, 2):  # only the first may have left in part
+            if message.number == 0:
+                return min(oldest, message.submitted_at)
+        return oldest
+
     def unfinished(self, *, queued: bool) -> list[Message]:
         """Messages under way, and with `queued` those that wait."""
         messages = list(self.live.values())
         if queued:
-            messages += [m for m in (*self.small, *self.bulk) if m.number == 0]
+            messages += self.waiting()
         return messages

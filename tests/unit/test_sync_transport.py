@@ -532,3 +532,49 @@ def test_nonsense_identities_and_paths_are_refused() -> None:
         PeerConfig(())
     with pytest.raises(ValueError, match="raise the MTU"):
         PeerConfig((Path(0, "a", 1000),))
+
+
+def test_no_message_is_condemned_for_the_age_of_another() -> None:
+    """Neither while the peer is silent, nor while it has never answered a greeting."""
+    for greeted in (True, False):
+        network = Network()
+        if greeted:
+            network.send(1, 2, b"hello")
+            network.run(1.0)
+        network.cut = {(1, 2, 0)}
+        sent: dict[int, float] = {}
+        for _ in range(10):
+            sent[network.send(1, 2, b"x" * 2000)] = network.now
+            sent[network.send(1, 2, b"x")] = network.now
+            network.run(0.013)
+        network.run(1.0)
+        assert len(network[1].undelivered) == 20
+        for at, undelivered in network[1].undelivered:
+            assert 0.040 <= at - sent[undelivered.handle] + 1e-9 <= 0.044
+        assert network[1].transport.deadline() == inf
+
+
+def test_greeting_goes_on_for_those_who_came_later() -> None:
+    network = Network()
+    network.cut = {(1, 2, 0)}
+    network.send(1, 2, b"too early")
+    network.run(0.030)
+    network.send(1, 2, b"in time")
+    network.run(0.020)
+    network.cut = set()
+    network.run(0.020)
+    assert [undelivered.handle for _, undelivered in network[1].undelivered] == [1]
+    assert payloads(network, 2) == [b"in time"]
+
+
+def test_report_tells_how_a_peer_is_doing() -> None:
+    network = Network(links=2)
+    assert network[1].transport.report()[2].incarnation == 0
+    network.send(1, 2, b"hello")
+    network.run(1.0)
+    network.send(1, 2, bytes(1000))
+    report = network[1].transport.report()[2]
+    assert report.incarnation == 1002
+    assert report.round_trip_s == pytest.approx(0.0002)
+    assert report.in_flight_bytes == 1000
+    assert report.path.link == 0
