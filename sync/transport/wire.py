@@ -36,6 +36,7 @@ UNRELIABLE: Final = 5
 # Not a kind on the wire: the nonce purpose of a segmented chunk's payload, whose header has a nonce of its own.
 CHUNK_BODY: Final = 0x82
 
+SEQUENCE_MAX: Final = (1 << 63) - 1  # so that one above the highest still fits its field
 MESSAGE_LENGTH_MAX: Final = 64 * 1024 * 1024
 # UDP's own limit over IPv4; segmentation offload takes no more than this and no more segments than that at once.
 BURST_LENGTH_MAX: Final = 65507
@@ -129,7 +130,12 @@ def decode_prefix(data: Buffer) -> Prefix:
         raise Refused("other_version")
     if not WHOLE <= prefix.kind <= UNRELIABLE:
         raise Refused("unknown_kind")
-    if prefix.source == 0 or prefix.destination == 0 or prefix.source_incarnation == 0:
+    if (
+        prefix.source == 0
+        or prefix.destination == 0
+        or prefix.source_incarnation == 0
+        or prefix.sequence > SEQUENCE_MAX
+    ):
         raise Refused("malformed")
     return prefix
 

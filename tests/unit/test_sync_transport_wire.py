@@ -27,7 +27,7 @@ def chunk_bytes(kind: int, *, length: int, segment_size: int = 0, message_length
     return prefix_bytes(kind) + wire.CHUNK.pack(*[0] * 9, 0, 0, 7, 0, segment_size, length, 1, total, 0)[34:]
 
 
-@given(U8, U8, U32, U16, U64, U64, U64, st.integers(wire.WHOLE, wire.UNRELIABLE))
+@given(U8, U8, U32, U16, U64, U64, st.integers(0, wire.SEQUENCE_MAX), st.integers(wire.WHOLE, wire.UNRELIABLE))
 def test_prefix_round_trip(
     source: int, destination: int, cluster: int, key: int, ours: int, theirs: int, sequence: int, kind: int
 ) -> None:
