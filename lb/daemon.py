@@ -9,7 +9,6 @@ what it finds.
 
 import asyncio
 import fcntl
-import importlib
 import logging
 import os
 import sys
@@ -131,8 +130,10 @@ class Daemon:
     def _cluster_component(self) -> Component:
         if self.node.ring is None:
             return SingleNode(self)
-        cluster: Component = importlib.import_module("lb.cluster").Cluster(self)
-        return cluster
+        # The ring's libraries are for gateways that have one.
+        from lb.cluster import Cluster
+
+        return Cluster(self)
 
     def _follow_store(self) -> None:
         self.store.on_change(self._config_changed)

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E501  (tables: one case a line)
+"""The life of a real daemon: start, reload, crash, restart, stop, removal; and what the service manager is told."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cluster_namespaces import Pair
+from tests.unit.cluster_namespaces import pair as wired_pair
+from tests.unit.lb_process import Lbd, lbd_in
+
+SERVICES = """
+[[vip]]
+address = "10.9.0.100/24"
+segment = "outside"
+
+[[service]]
+name = "web"
+address = "10.9.0.100"
+port = 80
+protocol = "tcp"
+forward = "nat"
+
+[[service.backend]]
+name = "b1"
+address = "10.9.0.2"
+port = 8080
+"""
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Pair]:
+    with wired_pair() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory, wire: Pair) -> Iterator[Lbd]:
+    # Compiling takes seconds, so the data path stays from test to test, as it does from daemon to daemon.
+    with lbd_in(tmp_path_factory.mktemp("node"), wire.left) as lbd:
+        yield lbd
+
+
+@pytest.fixture
+def lbd(node: Lbd) -> Iterator[Lbd]:
+    node.reset()
+    yield node
+    node.kill()
+
+
+def eventually(condition: object, seconds: float = 10) -> bool:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_serves_applies_and_leaves_the_path_when_stopped(lbd: Lbd) -> None:
+    services = lbd.directory / "services.toml"
+    services.write_text(SERVICES)
+    lbd.start("--services", str(services))
+    status = lbd.call("status")
+    assert (status["state"], status["config_version"], status["service_count"]) == ("in_service", 1, 1)
+    assert status["interfaces"] == [{"name": "wire", "segment": "outside", "xdp_mode": "generic"}]
+    assert eventually(lambda: lbd.call("backends")[0]["state"] == "up")
+    assert lbd.call("vips")[0]["owner"] == "gw1"
+    program = lbd.xdp_program()
+    assert program
+    assert lbd.end() == 0
+    assert lbd.xdp_program() == program, "packets go on without the daemon"
+    assert "STOPPING=1" in lbd.manager.wait_for("STOPPING=1")
+
+
+def test_killed_daemon_restarts_into_the_same_path(lbd: Lbd) -> None:
+    lbd.start()
+    lbd.call("config.apply", text=SERVICES, format="toml")
+    program = lbd.xdp_program()
+    lbd.end(signal.SIGKILL)
+    assert lbd.xdp_program() == program
+    begin = time.monotonic()
+    lbd.start()
+    assert time.monotonic() - begin < 5
+    assert lbd.xdp_program() == program, "an unchanged program is not replaced"
+    assert lbd.call("status")["config_version"] == 1
+    assert [service["name"] for service in lbd.call("services")] == ["web"]
+
+
+def test_reload_applies_the_file_or_refuses_it_whole(lbd: Lbd) -> None:
+    services = lbd.directory / "services.toml"
+    services.write_text(SERVICES)
+    lbd.start("--services", str(services))
+    services.write_text(SERVICES.replace("8080", "8081"))
+    lbd.send(signal.SIGHUP)
+    assert "MONOTONIC_USEC=" in lbd.manager.wait_for("RELOADING=1")
+    lbd.manager.wait_for("READY=1")
+    assert lbd.call("backends")[0]["port"] == 8081
+    services.write_text(SERVICES.replace("protocol", "protokoll"))
+    lbd.send(signal.SIGHUP)
+    lbd.manager.wait_for("READY=1")
+    assert lbd.call("status")["config_version"] == 2
+    refused = lbd.call("events", limit=1)[0]
+    assert refused["kind"] == "config.refused"
+    assert "protokoll" in refused["message"]
+
+
+def test_watchdog_is_fed(lbd: Lbd) -> None:
+    lbd.start(WATCHDOG_USEC="400000")
+    for _ in range(3):
+        lbd.manager.wait_for("WATCHDOG=1", seconds=1)
+
+
+def test_backend_is_drained_weighted_and_the_version_checked(lbd: Lbd) -> None:
+    lbd.start()
+    lbd.call("config.apply", text=SERVICES)
+    lbd.call("backend.drain", service="web", backend="b1")
+    assert lbd.call("backends")[0]["state"] == "draining"
+    assert lbd.call("backend.undrain", service="web", backend="b1")["version"] == 3
+    changes = lbd.call("backend.weight", service="web", backend="b1", weight=7)["changes"]
+    assert changes[0]["text"] == "~ service[web].backend[b1].weight: 1 → 7"
+    error = lbd.ask("config.apply", text=SERVICES, if_version=1)["error"]
+    assert error["code"] == "version_mismatch"
+    assert lbd.ask("backend.weight", service="web", backend="b1", weight=-1)["error"]["field"] == "weight"
+    assert lbd.ask("backend.drain", service="web", backend="b9")["error"]["remedy"] == "there are: b1"
+    assert lbd.call("config.diff", text=SERVICES)["changes"][0]["text"] == "~ service[web].backend[b1].weight: 7 → 1"
+
+
+def test_bad_configuration_is_refused_whole_with_its_places(lbd: Lbd) -> None:
+    lbd.start()
+    bad = SERVICES.replace("port = 80\n", "port = 99999\n") + "wieght = 2\n"
+    error = lbd.ask("config.apply", text=bad, source="x.toml")["error"]
+    assert error["code"] == "invalid"
+    assert "x.toml:17: service[0].backend[0].wieght = 2: unknown key (did you mean weight?)" in error["message"]
+    assert lbd.call("status")["config_version"] == 0
+
+
+def test_text_of_the_configuration_can_be_applied_again(lbd: Lbd) -> None:
+    lbd.start()
+    lbd.call("config.apply", text=SERVICES)
+    text = lbd.call("config.get")["text"]
+    assert lbd.call("config.apply", text=text) == {"version": 1, "changes": [], "warnings": []}
+
+
+def test_vips_follow_the_configuration(lbd: Lbd, wire: Pair) -> None:
+    lbd.start()
+    lbd.call("config.apply", text=SERVICES)
+    addresses = ["nsenter", f"--net=/run/netns/{wire.left}", "ip", "-4", "-o", "addr", "show", "dev", "wire"]
+
+    def held() -> bool:
+        return "10.9.0.100/24" in subprocess.run(addresses, capture_output=True, text=True, check=True).stdout
+
+    assert eventually(held)
+    warnings = lbd.call("config.apply", text=SERVICES.replace('segment = "outside"', 'segment = "nowhere"'))["warnings"]
+    assert "no interface on segment nowhere" in warnings[0]
+    assert eventually(lambda: not held())
+    assert eventually(lambda: lbd.call("vips")[0]["state"] == "unplaced")
+
+
+def test_second_daemon_is_refused(lbd: Lbd) -> None:
+    lbd.start()
+    second = lbd.run("--no-children")
+    assert second.returncode == 1
+    assert "another lbd runs" in second.stderr
+    assert lbd.call("status")["state"] == "in_service"
+
+
+REFUSALS = [
+    ('name = "wire"', 'name = "nowire"', 1, "interface nowire does not exist in this network namespace: name one of: lo, wire"),
+    ("id = 1", "id = 0", 2, "node.id = 0: is out of range; allowed: at least 1"),
+    ("[[interface]]", "[[interfaces]]", 2, "unknown key (did you mean interface?)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "code", "message"), REFUSALS)
+def test_what_cannot_be_is_refused_with_the_remedy(lbd: Lbd, old: str, new: str, code: int, message: str) -> None:
+    lbd.node_file.write_text(lbd.node_file.read_text().replace(old, new))
+    done = lbd.run("--no-children")
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_validates_and_starts_nothing(lbd: Lbd) -> None:
+    assert lbd.run("--check").returncode == 0
+    services = lbd.directory / "services.toml"
+    services.write_text(SERVICES.replace('"nat"', '"dsr"'))
+    done = lbd.run("--check", "--services", str(services))
+    assert done.returncode == 2
+    assert "dsr cannot change the port" in done.stderr
+    assert not (lbd.directory / "state").exists()
+
+
+def test_memory_and_idle_processor_time(lbd: Lbd) -> None:
+    services = lbd.directory / "services.toml"
+    services.write_text(SERVICES)
+    lbd.start("--services", str(services))
+    assert lbd.process is not None
+    time.sleep(1.0)
+    before = _processor_s(lbd.process.pid)
+    time.sleep(3.0)
+    used = _processor_s(lbd.process.pid) - before
+    assert used / 3.0 < 0.01, f"{used / 3:.2%} of a core while idle"
+    private = _memory_kib(lbd.process.pid, "Private_Dirty:")
+    assert private < 40 * 1024, f"{private} KiB"
+
+
+def _processor_s(pid: int) -> float:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def _memory_kib(pid: int, field: str) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1])
+    raise AssertionError(field)
+
+
+# The data path has to be built again after these.
+
+
+def test_removal_without_a_daemon(lbd: Lbd) -> None:
+    lbd.start()
+    lbd.end(signal.SIGKILL)
+    done = lbd.run("--remove")
+    assert (done.returncode, done.stdout) == (0, "taken off: wire\n")
+    assert lbd.xdp_program() == 0
+
+
+def test_detach_takes_everything_out(lbd: Lbd, wire: Pair) -> None:
+    lbd.start()
+    lbd.call("config.apply", text=SERVICES)
+    assert lbd.call("detach")["interfaces"] == ["wire"]
+    assert lbd.process is not None
+    assert lbd.process.wait(10) == 0
+    assert lbd.xdp_program() == 0
+    assert not (lbd.directory / "run" / "bpf" / "gw1").exists()
+    show = ["nsenter", f"--net=/run/netns/{wire.left}", "ip", "-4", "-o", "addr", "show", "dev", "wire"]
+    assert "10.9.0.100" not in subprocess.run(show, capture_output=True, text=True, check=True).stdout
