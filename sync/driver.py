@@ -23,6 +23,7 @@ import time
 from collections import Counter as Counts
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from math import ceil, inf
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -74,7 +75,7 @@ from .shared import (
     Taken,
 )
 from .shared import Unknown as UnknownOutcome
-from .sockets import READ_MAX, SocketAddress, Sockets, datagram_max, parse_address
+from .sockets import READ_MAX, Sockets, UdpLink, datagram_max, parse_address
 from .transport.effects import Path, PeerConfig, Transmit
 
 log = logging.getLogger("sync")
@@ -417,7 +418,7 @@ class Ring:
 
     def submit(self, kind: Kind, *arguments: Any) -> None:
         """For data.py: submit a request nobody waits for."""
-        self.shared.submit(time.monotonic(), kind, *arguments)
+        self.shared.submit(time.monotonic(), kind, *arguments, urgent=False)
         self._schedule_flush()
 
     async def turn(self, kind: Kind, *arguments: Any) -> tuple[int, Any]:
@@ -482,13 +483,17 @@ class Ring:
         for link in self._sockets.links:
             events = ready.get(link.fileno(), 0)
             if events & select.EPOLLIN:
-                link.read(self._receive)
+                self._read(link)
             if events & select.EPOLLERR or link.icmp_pending:
                 for address in link.refused():
                     self._node.transport.path_refused(link.index, address)
 
-    def _receive(self, link: int, source: SocketAddress, data: memoryview, segment_size: int) -> None:
-        self._step(Datagrams(((link, source, data, segment_size),)))
+    def _read(self, link: UdpLink) -> int:
+        """Take in what has arrived, then one step for all of it: one acknowledgement for a burst of bursts."""
+        count = link.read(partial(self._node.transport.receive, time.monotonic()))
+        if count:
+            self._step(Datagrams(()))
+        return count
 
     def _on_timer(self) -> None:
         now = time.monotonic()
@@ -497,7 +502,7 @@ class Ring:
         # A process that was stalled must see what has arrived before it judges who is late.
         for link in self._sockets.links if self._sockets is not None else []:
             for _ in range(READS_BEFORE_TIMER_MAX):
-                if link.read(self._receive) < READ_MAX:
+                if self._read(link) < READ_MAX:
                     break
         self._shared_tick(time.monotonic())
         self._step(Timer())
@@ -590,10 +595,10 @@ class Ring:
     def _view_changed(self, effect: ViewChanged) -> None:
         self.view = effect.view
         self.counters["views"] += 1
-        self.shared.on_view(time.monotonic(), effect.view)
-        self._take_shared()
+        self.shared.on_view(time.monotonic(), effect.view)  # locks of the departed are free when callbacks look
         self._call_all(self._view_callbacks, effect.view)
         self._publish(effect.view)
+        self._take_shared()
         self._joined.set()
 
     def _token_visit(self, visit: TokenVisit) -> None:
@@ -670,7 +675,9 @@ class Ring:
         backlog.clear()
         tag = self._tag()
         self._commands[tag] = [command.ticket for command in commands]
-        if self._ask(Multicast(tag, CHANNEL, [command.payload for command in commands])) is Refusal.QUEUE_FULL:
+        urgent = any(command.urgent for command in commands)
+        request = Multicast(tag, CHANNEL, [command.payload for command in commands], urgent=urgent)
+        if self._ask(request) is Refusal.QUEUE_FULL:
             backlog.extendleft(reversed(commands))
             self.counters["commands_held_back"] += 1
 

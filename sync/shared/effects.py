@@ -8,10 +8,14 @@ from .results import Result
 
 
 class MulticastCommand(NamedTuple):
-    """Multicast `payload` on the shared-data channel, in agreed order. `ticket` 0: nobody waits for it."""
+    """Multicast `payload` on the shared-data channel, in agreed order. `ticket` 0: it is none of the user's requests.
+
+    `urgent`: somebody waits for the outcome; otherwise it may ride on the token's next regular visit.
+    """
 
     ticket: int
     payload: bytes
+    urgent: bool = True
 
 
 class SendPeer(NamedTuple):

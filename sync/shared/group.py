@@ -83,7 +83,7 @@ class SharedData:
         self._fetch_deadline = inf
         self._donor = transfer.Donor(self.replica)
         self._told_complete = False
-        self._waiting: deque[tuple[int, int, Sequence[Any]]] = deque()  # requests submitted while incomplete
+        self._waiting: deque[tuple[int, int, Sequence[Any], bool]] = deque()  # submitted while incomplete
         self._leases = LeaseWatch()
         self._next_check = inf
         self._next_compare = inf
@@ -113,16 +113,19 @@ class SharedData:
         """16 bytes, equal on complete copies at equal positions."""
         return self.replica.digest()
 
-    def submit(self, now: float, kind: Kind, *arguments: Any) -> int:
-        """Submit one command; Answered with the ticket returned follows. Raises MalformedCommand, TooManyRequests."""
+    def submit(self, now: float, kind: Kind, *arguments: Any, urgent: bool = True) -> int:
+        """Submit one command; Answered with the ticket returned follows. Raises MalformedCommand, TooManyRequests.
+
+        Not `urgent`: it may wait for the token's next regular visit, which costs next to nothing.
+        """
         if self.phase is not Phase.READY:
             check(kind, arguments)
             ticket = self.requests.open(now, kind, arguments)
-            self._waiting.append((ticket, kind, arguments))
+            self._waiting.append((ticket, kind, arguments, urgent))
             return ticket
         payload = encode(kind, self.replica.clock, self._session, self.requests.next_ticket, *arguments)
         ticket = self.requests.open(now, kind, arguments)
-        self._effects.append(MulticastCommand(ticket, payload))
+        self._effects.append(MulticastCommand(ticket, payload, urgent))
         return ticket
 
     def write(self, now: float, operations: Sequence[Sequence[Any]], conditions: Sequence[Sequence[Any]] = ()) -> int:
@@ -295,9 +298,9 @@ class SharedData:
 
     def _flush_waiting(self) -> None:
         waiting, self._waiting = self._waiting, deque()
-        for ticket, kind, arguments in waiting:
+        for ticket, kind, arguments, urgent in waiting:
             payload = encode(kind, self.replica.clock, self._session, ticket, *arguments)
-            self._effects.append(MulticastCommand(ticket, payload))
+            self._effects.append(MulticastCommand(ticket, payload, urgent))
 
     def _phase_to(self, phase: Phase) -> None:
         if phase is self.phase:
@@ -483,7 +486,7 @@ class SharedData:
 
     def _renew(self, now: float) -> None:
         for held in self.requests.renewals_due(now):
-            held.renewing = self.submit(now, Kind.RENEW, held.name, held.ticket)
+            held.renewing = self.submit(now, Kind.RENEW, held.name, held.ticket, urgent=False)
             held.asked_at = now
 
     def _announce_standing(self) -> None:

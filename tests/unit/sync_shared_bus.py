@@ -129,7 +129,7 @@ class Bus:
         member = self.members[node]
         for effect in member.shared.take():
             match effect:
-                case MulticastCommand(_, payload):
+                case MulticastCommand(_, payload, _):
                     self.multicast(node, [payload])
                 case SendPeer(target, payload):
                     self._send_peer(node, target, payload)

@@ -52,7 +52,7 @@ class Tally:
         records[:, 0] = batch.origin
         heads = np.frombuffer(batch.data, np.uint8).reshape(batch.messages, self.size)[:, : STAMP.itemsize]
         records[:, 1] = np.ascontiguousarray(heads).view(STAMP)[:, 0]
-        self.order.update(records)
+        self.order.update(records.tobytes())
 
     def on_end(self, batch: Deliver) -> None:
         """One sender has no more."""
