@@ -28,7 +28,7 @@ async def status(call: Call) -> Response:
 
 
 async def nodes(call: Call) -> Response:
-    return answer(await inventory.nodes(call.gateway))
+    return answer(await inventory.nodes(call.gateway, with_rates=True))
 
 
 async def vips(call: Call) -> Response:
@@ -36,11 +36,11 @@ async def vips(call: Call) -> Response:
 
 
 async def services(call: Call) -> Response:
-    return answer(await inventory.services(call.gateway))
+    return answer(await inventory.services(call.gateway, with_rates=True))
 
 
 async def backends(call: Call) -> Response:
-    return answer(await inventory.backends(call.gateway))
+    return answer(await inventory.backends(call.gateway, with_rates=True))
 
 
 async def counters(call: Call) -> Response:

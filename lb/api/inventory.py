@@ -14,24 +14,24 @@ def rows_of(answer: Any) -> list[dict[str, Any]]:
     return [row for row in answer if isinstance(row, dict)] if isinstance(answer, list) else []
 
 
-async def services(gateway: "Gateway") -> list[dict[str, Any]]:
+async def services(gateway: "Gateway", *, with_rates: bool = False) -> list[dict[str, Any]]:
     """As of shapes.Service."""
     rows = rows_of(await gateway.ask("services"))
-    sample = await gateway.sampler.sample_or_empty()
+    sample = await gateway.sampler.sample_or_empty(with_rates=with_rates)
     return [{**row, "traffic": sample.service(row["id"])} for row in rows]
 
 
-async def backends(gateway: "Gateway") -> list[dict[str, Any]]:
+async def backends(gateway: "Gateway", *, with_rates: bool = False) -> list[dict[str, Any]]:
     """As of shapes.Backend."""
     rows = rows_of(await gateway.ask("backends"))
-    sample = await gateway.sampler.sample_or_empty()
+    sample = await gateway.sampler.sample_or_empty(with_rates=with_rates)
     return [{**row, "traffic": sample.backend(row["id"])} for row in rows]
 
 
-async def nodes(gateway: "Gateway") -> list[dict[str, Any]]:
+async def nodes(gateway: "Gateway", *, with_rates: bool = False) -> list[dict[str, Any]]:
     """As of shapes.Node; this gateway's own load comes from its maps, the others' from what they told the cluster."""
     rows = rows_of(await gateway.ask("nodes"))
-    total = (await gateway.sampler.sample_or_empty()).total()
+    total = (await gateway.sampler.sample_or_empty(with_rates=with_rates)).total()
     for row in rows:
         if row.get("name") == gateway.settings.node_name:
             row["packets_per_s"] = total["packets_per_s"]

@@ -10,6 +10,7 @@ from typing import Any
 from lb.api.datapath import Counters, DataPath, DataPathAway, Names, Traffic
 
 INTERVAL_S = 1.0
+FIRST_WINDOW_S = 0.3
 # A rate over a longer gap would hide what happens now.
 RATE_WINDOW_MAX_S = 10.0
 
@@ -47,6 +48,10 @@ class Sample:
             }
             for row in self.counters.reasons
         ]
+
+    @property
+    def has_rates(self) -> bool:
+        return self._elapsed_s > 0
 
     @property
     def _elapsed_s(self) -> float:
@@ -112,9 +117,16 @@ class Sampler:
                 self._last = Sample(time.monotonic(), counters, before)
             return self._last
 
-    async def sample_or_empty(self) -> Sample:
-        """For answers that are of use without counters, too."""
+    async def sample_or_empty(self, *, with_rates: bool = False) -> Sample:
+        """For answers that are of use without counters, too.
+
+        with_rates: rates are worth a short wait when nobody asked lately.
+        """
         try:
-            return await self.sample()
+            sample = await self.sample()
+            if with_rates and not sample.has_rates:
+                await asyncio.sleep(FIRST_WINDOW_S)
+                sample = await self.sample(FIRST_WINDOW_S)
+            return sample
         except DataPathAway:
             return Sample(time.monotonic(), Counters())

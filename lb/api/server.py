@@ -92,18 +92,23 @@ def _config(app: ASGIApp, **options: Any) -> uvicorn.Config:
     )
 
 
-def _tls_server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
-    host, _, port = settings.api.listen.rpartition(":")
-    return QuietServer(
-        _config(
-            app,
-            host=host.strip("[]"),
-            port=int(port),
-            http="h11",
-            ssl_certfile=settings.api.certificate_file,
-            ssl_keyfile=settings.api.private_key_file,
-        )
-    )
+def tcp_listener(listen: str) -> socket.socket:
+    """A listening socket for host:port or [v6]:port."""
+    host, _, port = listen.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)
+
+
+def _listeners(app: ASGIApp, settings: Settings) -> list[tuple[uvicorn.Server, socket.socket]]:
+    """What to serve on, all bound; the Unix socket last, so that whoever sees it finds everything up."""
+    pairs: list[tuple[uvicorn.Server, socket.socket]] = []
+    if settings.api.listen:
+        files = {"ssl_certfile": settings.api.certificate_file, "ssl_keyfile": settings.api.private_key_file}
+        config = _config(app, http="h11", **files)
+        config.load()
+        pairs.append((QuietServer(config), tcp_listener(settings.api.listen)))
+    local = unix_listener(settings.api_socket, settings.api.group)
+    return [*pairs, (QuietServer(_config(app, http=PeerProtocol)), local)]
 
 
 def _inode(path: Path) -> int | None:
@@ -122,11 +127,8 @@ async def _until_replaced(path: Path) -> None:
 
 async def serve(app: ASGIApp, settings: Settings, before_end: Callable[[], Awaitable[None]]) -> None:
     """Until SIGTERM, SIGINT, or until another process has replaced the socket; before_end ends endless answers."""
-    listener = unix_listener(settings.api_socket, settings.api.group)
-    local = QuietServer(_config(app, http=PeerProtocol))
-    servers = [local, *([_tls_server(app, settings)] if settings.api.listen else [])]
-    running = [asyncio.create_task(local.serve(sockets=[listener]))]
-    running += [asyncio.create_task(server.serve()) for server in servers[1:]]
+    pairs = _listeners(app, settings)
+    running = [asyncio.create_task(server.serve(sockets=[listener])) for server, listener in pairs]
     replaced = asyncio.create_task(_until_replaced(settings.api_socket))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -139,6 +141,6 @@ async def serve(app: ASGIApp, settings: Settings, before_end: Callable[[], Await
     for task in (replaced, stopping):
         task.cancel()
     await before_end()
-    for server in servers:
+    for server, _ in pairs:
         server.should_exit = True
     await asyncio.gather(*running)

@@ -279,6 +279,7 @@ class RunningApi:
     control: ControlDouble
     maps: Maps
     process: subprocess.Popen[bytes]
+    tls_port: int = 0
 
     @property
     def socket(self) -> Path:

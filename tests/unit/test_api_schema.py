@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 
 import pytest
+import requests
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
@@ -43,6 +44,14 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"https://127.0.0.1:{port}"
 
 
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    """One connection for all: a TLS handshake for each request would be most of the work."""
+    with requests.Session() as kept:
+        kept.verify = False
+        yield kept
+
+
 @schema.parametrize()  # type: ignore[untyped-decorator]
 @settings(
     max_examples=EXAMPLES,
@@ -50,6 +59,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-def test_generated_requests(case: schemathesis.Case, address: str) -> None:
+def test_generated_requests(case: schemathesis.Case, address: str, session: requests.Session) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    case.call_and_validate(base_url=address, headers=headers, checks=list(CHECKS), verify=False)
+    case.call_and_validate(base_url=address, session=session, headers=headers, checks=list(CHECKS))

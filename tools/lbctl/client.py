@@ -153,6 +153,9 @@ class Client:
         return http.client.HTTPSConnection(url.hostname or "", url.port, timeout=timeout, context=context)
 
     def _unreachable(self, error: Exception) -> ApiError:
+        if isinstance(error, ssl.SSLError):
+            remedy = "is it the right gateway? A private certificate authority is named with --ca-file"
+            return ApiError("unavailable", f"{self.place} cannot be trusted: {error}", remedy=remedy)
         number = getattr(error, "errno", None)
         if number == errno.EACCES:
             return ApiError(
