@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from ebpf.layout import Setting
+from ebpf.reasons import REASONS
 from lb import __version__
 from lb.announce import Claim
 from lb.cluster_methods import register_methods
@@ -60,17 +61,18 @@ if TYPE_CHECKING:
 
 CHANNEL_EVENTS = 17
 CHANNEL_STATS = 19
-# The event loop alone runs with real-time priority, as corosync does: a busy machine must not look like a dead one.
-SCHEDULING = "rr:1"
 # A planned restart: how long the kernel may answer without the daemon, and how long the others wait for it.
 RESTART_LEASE_S = 20.0
 RESTART_GRACE_S = RESTART_LEASE_S + 1.0
 RESTART_FILE = "restart.msgpack"
 FIRST_VIEW_TIMEOUT_S = 10.0
 RELEASE_TIMEOUT_S = 3.0
-STATS_INTERVAL_S = 2.0
-STATS_KEPT_S = 10.0
+STATS_INTERVAL_S = 1.0
+# A gateway that is alone because it has just started, or because its links have just come back, first looks for the
+# others before it takes what may be theirs.
+PATIENCE_S = 1.0
 LEASE_NEVER_NS = 0
+SERVED_REASONS = [reason.number for reason in REASONS if reason.kind == "sent" or reason.name == "PASS_LOCAL"]
 _STATES = {
     Standing.READY: "in_service",
     Standing.DRAINED: "draining",
@@ -110,7 +112,7 @@ class Cluster:
         self.node = node.node.id
         self.store = SharedStore(node.state_dir, tell=self._tell_config)
         ids = {name: peer.id for name, peer in node.ring.peers.items()} | {node.node.name: self.node}
-        self.ring = Ring(ring_config(node), list(node.ring.listen), scheduling=SCHEDULING)
+        self.ring = Ring(ring_config(node), list(node.ring.listen), scheduling=node.ring.scheduling)
         self.state = ClusterState(self.ring, self.node, ids, self._react, self._holding_changed)
         self.lease_until = 0.0
         self.token_visits = 0
@@ -120,6 +122,7 @@ class Cluster:
         self.replication: Replication
         self.resources = Resources(node.resources, self._resource_changed)
         self._steering: SteeringWriter
+        self._links_up: set[str] = set()
         self._steering_wanted: Peering | None = None
         self._steering_change = asyncio.Event()
         self._first_view = asyncio.Event()
@@ -128,12 +131,13 @@ class Cluster:
         self._published: NodeFacts | None = None
         self._writing = False
         self._stopping = False
+        self._patient_until = 0.0
         # Under a planned restart's stretched lease the packet path goes on answering until this node has confirmed.
         self._kept_until = 0.0
         self._excuses: dict[int, asyncio.TimerHandle] = {}
         self._moved_at = 0.0
         self._left_at: dict[int, float] = {}
-        self._token_rate = 0.0
+        self._token_rate = self._packets_per_s = self._bits_per_s = 0.0
         daemon.store = self.store
         daemon.report = self.report  # type: ignore[method-assign]
         daemon.view = self.view_plain  # type: ignore[method-assign]
@@ -167,6 +171,7 @@ class Cluster:
         self.store.on_change(self._config_changed)
         self._subscribe()
         await self.resources.start()
+        self._be_patient()
         self.ring.start()
         self.replication.start()
         self._tasks = [
@@ -237,6 +242,9 @@ class Cluster:
         gone = set(before.members) - set(view.members) if before is not None else set()
         for node in gone:
             self._left_at[node] = now
+        if view.joined and self.node not in view.joined:
+            # Whoever joins may have claimed the addresses while it was on its own: the keeper has the last word.
+            self.vips.announce_again()
         self.replication.take_view(view)
         self.daemon.board.members_changed(view.members)
         self._journal_view(before, view)
@@ -300,7 +308,7 @@ class Cluster:
         self.vips.member_macs = frozenset(mac for fact in cluster.facts.values() for _, mac in fact.macs)
         self._steer(peering(cluster, self.node, self._local_links()))
         self._watch_excuses()
-        if self._writing:
+        if self._writing or self._is_patient():
             return
         writes = confirm(cluster, self.node, state.unconfirmed)
         if not self._stopping or writes:
@@ -313,6 +321,16 @@ class Cluster:
             self.daemon.spawn(self._write(writes), "VIP ownership")
         elif self._waits_for_release(cluster.holdings):
             self.daemon.spawn(self._after_release(), "VIP release")
+
+    def _be_patient(self) -> None:
+        ring = self.daemon.node.ring
+        if ring is not None and ring.peers:
+            self._patient_until = time.monotonic() + PATIENCE_S
+            asyncio.get_running_loop().call_later(PATIENCE_S + 0.001, self._react)
+
+    def _is_patient(self) -> bool:
+        view = self.state.view
+        return view is not None and len(view.members) == 1 and time.monotonic() < self._patient_until
 
     def _keeping(self) -> bool:
         return self._kept_until > time.monotonic()
@@ -474,6 +492,10 @@ class Cluster:
         self._publish_facts()
 
     def _links_changed(self) -> None:
+        up = {name for name in self.links.links if self.links.up(name)}
+        if up - self._links_up:
+            self._be_patient()
+        self._links_up = up
         self._publish_facts()
         self.vips.links_changed()
         self._react()
@@ -557,21 +579,32 @@ class Cluster:
         }
 
     async def _tick(self) -> None:
-        visits, at = self.token_visits, time.monotonic()
+        visits, traffic, at = self.token_visits, self._traffic(), time.monotonic()
         while True:
             await asyncio.sleep(STATS_INTERVAL_S)
-            now = time.monotonic()
+            now, before = time.monotonic(), traffic
+            traffic = self._traffic()
             self._token_rate = (self.token_visits - visits) / (now - at)
+            self._packets_per_s = (traffic[0] - before[0]) / (now - at)
+            self._bits_per_s = (traffic[1] - before[1]) * 8 / (now - at)
             visits, at = self.token_visits, now
             packed = msgpack.packb(self.own_stats())
             self.ring.offer(CHANNEL_STATS, packed, bulk=False)
             self._publish_facts()
             self._react()
 
+    def _traffic(self) -> tuple[int, int]:
+        """Packets and bytes that this gateway has forwarded or served."""
+        _, counters = self.daemon.engine.maps.reason_counters.dump()
+        served = counters[SERVED_REASONS]
+        return int(served["packets"].sum()), int(served["bytes"].sum())
+
     def own_stats(self) -> dict[str, Any]:
         """Figures of this gateway that change all the time."""
         return self.daemon.node_status() | {
             "token_rate": self._token_rate,
+            "packets_per_s": self._packets_per_s,
+            "bits_per_s": self._bits_per_s,
             "connections": self.daemon.sweeps.last.seen,
             "resources": [
                 {

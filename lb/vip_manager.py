@@ -23,6 +23,10 @@ from lb.netlink import Link, Netlink, NetlinkError
 
 # RFC 5227 section 2.4: an address is defended against a contender at most that often.
 DEFEND_INTERVAL_S = 10.0
+# A claim is a stranger's when it comes again after this time and still from nobody in the cluster: right after a start
+# the members' addresses are not known yet.
+STRANGER_AFTER_S = 0.5
+SUSPECTS_MAX = 1024
 log = logging.getLogger("lb.vips")
 
 
@@ -64,6 +68,7 @@ class VipManager:
         self._change = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._defended: dict[str, float] = {}
+        self._suspected: dict[tuple[str, str], float] = {}
         self._reported: set[tuple[str, str]] = set()
         self.member_macs: frozenset[bytes] = frozenset()
         self.problems: dict[str, str] = {}
@@ -203,7 +208,11 @@ class VipManager:
         if now - self._defended.get(host, -DEFEND_INTERVAL_S) >= DEFEND_INTERVAL_S:
             self._defended[host] = now
             self._announce(self._taken[host])
-        mac = claim.mac.hex(":")
-        if claim.mac not in self.member_macs and (host, mac) not in self._reported:
-            self._reported.add((host, mac))
-            self._on_duplicate(host, mac, interface)
+        if claim.mac in self.member_macs:
+            return
+        key = (host, claim.mac.hex(":"))
+        if len(self._suspected) >= SUSPECTS_MAX:
+            self._suspected.clear()
+        if now - self._suspected.setdefault(key, now) >= STRANGER_AFTER_S and key not in self._reported:
+            self._reported.add(key)
+            self._on_duplicate(host, key[1], interface)
