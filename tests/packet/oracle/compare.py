@@ -36,6 +36,7 @@ from tests.packet.oracle.headers import (
     parse_link,
     pseudo_header,
 )
+from tests.packet.oracle.memory import Key, Result
 from tests.packet.oracle.traffic import Sent, Traffic
 from tests.packet.oracle.world import BY_MAC, World, install, make
 
@@ -147,13 +148,13 @@ class Comparison:
         self.tally.verdicts[verdict] += 1
         self.tally.reasons[result.reason] += 1
 
-    def expect(self, sent: Sent) -> list[path.Result]:
+    def expect(self, sent: Sent) -> list[Result]:
         try:
             return [self.oracle.handle(sent.frame, sent.ingress)]
         except path.Chance as chance:
             return [self.oracle.handle(sent.frame, sent.ingress, target) for target in chance.targets]
 
-    def ask(self, number: int, sent: Sent, expected: path.Result) -> None:
+    def ask(self, number: int, sent: Sent, expected: Result) -> None:
         """The entry that leaves no trace gives the reason, service and target as well."""
         done = test_run.run(self.where, sent.frame, ifindex=self.ifindex[sent.ingress])
         found = self.maps.explain.get(0)
@@ -164,7 +165,7 @@ class Comparison:
             raise Disagreement(f"reason {reason}\n" + self.describe(number, sent, [expected], verdict, done.packet))
         self.tally.asked += 1
 
-    def settle(self, result: path.Result) -> None:
+    def settle(self, result: Result) -> None:
         """Take from the table what depends on how long ago a packet was seen, which the oracle does not follow."""
         memory = self.oracle.memory
         if result.unsure:
@@ -176,7 +177,7 @@ class Comparison:
             if self.look_up(key) is not None:
                 memory.connections[key] = entry
 
-    def look_up(self, key: path.Key) -> Any:
+    def look_up(self, key: Key) -> Any:
         packed = np.zeros((), layout.FLOW_KEY)
         packed["source"], packed["destination"] = np.frombuffer(key[0], "u1"), np.frombuffer(key[1], "u1")
         packed["source_port"], packed["destination_port"], packed["protocol"] = key[2:]
@@ -207,7 +208,7 @@ class Comparison:
             shown = [f"{key}: program {found.get(key)}, oracle {expected.get(key)}" for key in different[:5]]
             raise Disagreement(f"seed {self.seed}: {len(different)} connections differ\n" + "\n".join(shown))
 
-    def describe(self, number: int, sent: Sent, expected: list[path.Result], verdict: str, frame: bytes) -> str:
+    def describe(self, number: int, sent: Sent, expected: list[Result], verdict: str, frame: bytes) -> str:
         lines = [
             f"seed {self.seed}, packet {number}: {sent.kind} on {sent.ingress}",
             f"replay: python -m tests.packet.oracle --seed {self.seed} --count {self.tally.packets + 1}",

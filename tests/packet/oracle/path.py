@@ -8,10 +8,10 @@ and is called again with each of them `forced`.
 
 import ipaddress
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from ebpf.layout import SLOT_MOVED, SLOT_TARGET_MASK, AddressFlag, Method, Scheduler, ServiceFlag, Setting, TargetFlag
 from tests.packet.oracle import answers, rewriting
+from tests.packet.oracle.hashing import U64, hash_client, hash_client_port, hash_flow, mix, slot_of
 from tests.packet.oracle.headers import (
     ARP,
     ICMP,
@@ -31,16 +31,14 @@ from tests.packet.oracle.headers import (
     parse_transport,
     u16,
 )
+from tests.packet.oracle.memory import Entry, Key, Memory, Result, forget
 from tests.packet.oracle.world import SELF, STEERING_SLOTS, Service, Target, World, nat_endpoints
 
 FIN, SYN, RST, ACK = 1, 2, 4, 16
-U64 = (1 << 64) - 1
-CHOICES_MAX = 8
+CHOICES_MAX = 32
 NAT_CHAIN_MAX = 4
 
 OVER = ("FIN_CLIENT", "FIN_SERVER", "CLOSING", "RESET")
-
-Key = tuple[bytes, bytes, int, int, int]
 
 
 class Chance(Exception):
@@ -48,101 +46,6 @@ class Chance(Exception):
 
     def __init__(self, targets: list[int]) -> None:
         self.targets = targets
-
-
-@dataclass(slots=True)
-class Entry:
-    """A connection as remembered."""
-
-    target: int
-    owner: int
-    state: str
-    service: int
-
-
-@dataclass(slots=True)
-class Result:
-    """verdict: PASS, DROP, TX or REDIRECT; reason: its name; frame: as it leaves (for PASS as it is handed on)."""
-
-    verdict: str
-    reason: str
-    frame: bytes
-    commits: list[Callable[[], None]] = field(default_factory=list)
-    service: int = 0
-    target: int = 0
-    by_turn: bool = False
-    """The target was drawn by lot or by rotation: asking without a trace gives another one."""
-    doubtful: tuple[Key, Entry] | None = None
-    """A UDP flow seen before: a connection by now, unless the array of recent flows had to forget it."""
-    unsure: Key | None = None
-    """A connection that goes on after a reset or FIN: on the short way its state stays, on the full path it opens."""
-
-
-@dataclass(slots=True)
-class Memory:
-    """All that packets leave behind."""
-
-    connections: dict[Key, Entry] = field(default_factory=dict)
-    half_open: dict[Key, Entry] = field(default_factory=dict)
-    fragments: dict[tuple[bytes, bytes, bytes, int], tuple[int, int]] = field(default_factory=dict)
-    persistence: dict[tuple[bytes, int], int] = field(default_factory=dict)
-    rotation: dict[int, int] = field(default_factory=dict)
-    seen: set[Key] = field(default_factory=set)
-    """UDP flows of which a packet was seen since the configuration last changed."""
-
-
-def forget(table: dict[Key, Entry], key: Key) -> None:
-    table.pop(key, None)
-
-
-def mix(h: int) -> int:
-    h = ((h ^ h >> 32) * 0xBF58476D1CE4E5B9) & U64
-    h = ((h ^ h >> 29) * 0x94D049BB133111EB) & U64
-    return h ^ h >> 32
-
-
-def fold_word(h: int, word: int) -> int:
-    h = ((h ^ word) * 0x9E3779B97F4A7C15) & U64
-    return h ^ h >> 32
-
-
-def host_words(address: bytes) -> list[int]:
-    """The words as a little-endian machine loads them: the hash is over bytes as they stand in memory."""
-    return [int.from_bytes(address[at : at + 4], "little") for at in (0, 4, 8, 12)]
-
-
-def pair(high: int, low: int) -> int:
-    return high << 32 | low
-
-
-def ports_word(source: int, destination: int) -> int:
-    return int.from_bytes(source.to_bytes(2, "big") + destination.to_bytes(2, "big"), "little")
-
-
-def hash_flow(seeds: tuple[int, int], key: Key) -> int:
-    source, destination, source_port, destination_port, protocol = key
-    tail = pair(ports_word(source_port, destination_port), protocol) ^ seeds[1]
-    s, d = host_words(source), host_words(destination)
-    if source.startswith(MAPPED) and destination.startswith(MAPPED):
-        return mix(fold_word(seeds[0], pair(s[3], d[3])) ^ tail)
-    h = seeds[0]
-    for high, low in ((s[0], s[1]), (s[2], s[3]), (d[0], d[1]), (d[2], d[3])):
-        h = fold_word(h, pair(high, low))
-    return mix(h ^ tail)
-
-
-def hash_client(seeds: tuple[int, int], client: bytes) -> int:
-    words = host_words(client)
-    h = fold_word(seeds[0], pair(words[0], words[1]))
-    return mix(fold_word(h, pair(words[2], words[3])) ^ seeds[1])
-
-
-def hash_client_port(seeds: tuple[int, int], client: bytes, port: int) -> int:
-    return mix(hash_client(seeds, client) ^ int.from_bytes(port.to_bytes(2, "big"), "little"))
-
-
-def slot_of(value: int, slots: int) -> int:
-    return ((value >> 32) * slots) >> 32
 
 
 def is_special(address: bytes) -> bool:
