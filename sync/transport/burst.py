@@ -6,9 +6,25 @@ one burst with UDP_SEGMENT, a single segment sent again is a slice of it, and a 
 one piece. Both directions are a strided copy, so a burst of 44 segments costs little more than one.
 """
 
+from typing import Final
+
 import numpy as np
 
-from sync.transport.wire import ASK, FLAGS_AT, INDEX_AT, SEGMENT_OVERHEAD, TAG_LENGTH, Buffer, segment_count
+from sync.transport.wire import (
+    ASK,
+    FLAGS_AT,
+    INDEX_AT,
+    SEGMENT_COUNT_MAX,
+    SEGMENT_OVERHEAD,
+    TAG_LENGTH,
+    Buffer,
+    ChunkHeader,
+    segment_count,
+)
+
+_HEAD: Final = np.dtype((np.void, INDEX_AT))
+_INDEXES: Final = bytes(range(SEGMENT_COUNT_MAX))
+_INDEX_AND_FLAGS: Final = np.array([(index, 0) for index in range(SEGMENT_COUNT_MAX)], dtype=np.uint8)
 
 
 def lay_out(head: bytes, payload: Buffer, tag: bytes, segment_size: int) -> memoryview:
@@ -18,12 +34,10 @@ def lay_out(head: bytes, payload: Buffer, tag: bytes, segment_size: int) -> memo
     count = segment_count(length, segment_size)
     out = np.empty(length + len(tag) + count * SEGMENT_OVERHEAD, dtype=np.uint8)
     full = length // slice_length
-    if full:
-        rows = out[: full * segment_size].reshape(full, segment_size)
-        rows[:, :INDEX_AT] = np.frombuffer(head, dtype=np.uint8)
-        rows[:, INDEX_AT] = np.arange(full, dtype=np.uint8)
-        rows[:, FLAGS_AT] = 0
-        rows[:, SEGMENT_OVERHEAD:] = np.frombuffer(payload, dtype=np.uint8, count=full * slice_length).reshape(full, -1)
+    np.ndarray((full,), _HEAD, out, 0, (segment_size,))[:] = np.frombuffer(head, _HEAD)
+    np.ndarray((full, 2), np.uint8, out, INDEX_AT, (segment_size, 1))[:] = _INDEX_AND_FLAGS[:full]
+    rows = np.ndarray((full, slice_length), np.uint8, out, SEGMENT_OVERHEAD, (segment_size, 1))
+    rows[:] = np.ndarray((full, slice_length), np.uint8, payload)
     view = memoryview(out.data)
     rest = bytes(payload[full * slice_length :]) + tag
     for index in range(full, count):
@@ -45,24 +59,25 @@ def select(burst: Buffer, segment_size: int, missing: int) -> Buffer:
     return part
 
 
-def gather(data: Buffer, head: Buffer, length: int, segment_size: int) -> bytearray | None:
-    """payload + tag out of a buffer that holds exactly one whole burst in order; None if it holds anything else."""
+def gather(data: Buffer, head: bytes, header: ChunkHeader, target: memoryview) -> bytes | None:
+    """Copy the payload of a buffer that holds exactly one whole burst, in order, to `target`; its tag.
+
+    None if the buffer holds anything else. The segments' headers are compared with `head`; the payload is as yet
+    unchecked.
+    """
+    segment_size, length = header.segment_size, header.length
     slice_length = segment_size - SEGMENT_OVERHEAD
     count = segment_count(length, segment_size)
     if len(data) != length + TAG_LENGTH + count * SEGMENT_OVERHEAD:
         return None
-    full = count - 1
-    rows = np.frombuffer(data, dtype=np.uint8, count=full * segment_size).reshape(full, segment_size)
-    last = memoryview(data)[full * segment_size :]
-    if last[:INDEX_AT] != head or last[INDEX_AT] != full:
+    heads = np.ndarray((count,), _HEAD, data, 0, (segment_size,))
+    indexes = np.ndarray((count,), np.uint8, data, INDEX_AT, (segment_size,))
+    if heads.tobytes() != head * count or indexes.tobytes() != _INDEXES[:count]:
         return None
-    if not (
-        (rows[:, :INDEX_AT] == np.frombuffer(head, dtype=np.uint8)).all()
-        and (rows[:, INDEX_AT] == np.arange(full, dtype=np.uint8)).all()
-    ):
-        return None
-    out = bytearray(full * slice_length + len(last) - SEGMENT_OVERHEAD)
-    target = np.frombuffer(out, dtype=np.uint8, count=full * slice_length).reshape(full, slice_length)
-    target[:] = rows[:, SEGMENT_OVERHEAD:]
-    out[full * slice_length :] = last[SEGMENT_OVERHEAD:]
-    return out
+    full = length // slice_length
+    rows = np.ndarray((full, slice_length), np.uint8, data, SEGMENT_OVERHEAD, (segment_size, 1))
+    np.ndarray((full, slice_length), np.uint8, target)[:] = rows
+    view = memoryview(data)
+    rest = b"".join(view[at * segment_size + SEGMENT_OVERHEAD : (at + 1) * segment_size] for at in range(full, count))
+    target[full * slice_length :] = rest[:-TAG_LENGTH]
+    return rest[-TAG_LENGTH:]

@@ -25,6 +25,11 @@ PARTIAL_MESSAGES_MAX: Final = 1024
 PARTIAL_CHUNKS_MAX: Final = 1024
 
 
+def buffer(length: int) -> memoryview:
+    """Fresh memory. Not zeroed: touching 64 MiB at once would hold up the loop for tens of milliseconds."""
+    return memoryview(np.empty(length, dtype=np.uint8).data)
+
+
 class PartialChunk:
     """The segments of one chunk; `held` has bit i set when segment i is here."""
 
@@ -57,8 +62,7 @@ class PartialMessage:
     __slots__ = ("data", "missing")
 
     def __init__(self, length: int) -> None:
-        # Not zeroed: touching 64 MiB at once would hold up the loop for tens of milliseconds.
-        self.data = memoryview(np.empty(length, dtype=np.uint8).data)
+        self.data = buffer(length)
         self.missing = length
 
 
@@ -113,22 +117,10 @@ class ReceiveWindow:
         self._partial_bytes += header.length
         return chunk
 
-    def accept(self, sequence: int, header: ChunkHeader, payload: Buffer) -> Buffer | None:
-        """Settle a complete, authentic chunk; the message, once this was the last part of it."""
+    def target(self, header: ChunkHeader) -> memoryview:
+        """Where a chunk's payload belongs: the right part of its message, or a buffer of its own if it is the whole."""
         if header.length == header.message_length:
-            message: Buffer | None = payload
-        else:
-            message = self._join(header, payload)
-        if sequence in self.chunks:
-            self._forget_chunk(sequence)
-        if sequence == self.low and not self._done:
-            self.low += 1
-        else:
-            self._done |= 1 << (sequence - self.low)
-            self._settle()
-        return message
-
-    def _join(self, header: ChunkHeader, payload: Buffer) -> Buffer | None:
+            return buffer(header.length)
         partial = self.messages.get(header.message)
         if partial is None:
             if (
@@ -140,7 +132,24 @@ class ReceiveWindow:
             self._partial_bytes += header.message_length
         if len(partial.data) != header.message_length:
             raise Refused("malformed")
-        partial.data[header.offset : header.offset + header.length] = payload
+        return partial.data[header.offset : header.offset + header.length]
+
+    def accept(self, sequence: int, header: ChunkHeader, payload: Buffer) -> Buffer | None:
+        """Settle a chunk whose authentic payload is in its `target`; the message, once this was the last part of it."""
+        message: Buffer | None = payload
+        if header.length != header.message_length:
+            message = self._complete(header)
+        if sequence in self.chunks:
+            self._forget_chunk(sequence)
+        if sequence == self.low and not self._done:
+            self.low += 1
+        else:
+            self._done |= 1 << (sequence - self.low)
+            self._settle()
+        return message
+
+    def _complete(self, header: ChunkHeader) -> Buffer | None:
+        partial = self.messages[header.message]
         partial.missing -= header.length
         if partial.missing > 0:
             return None

@@ -2,6 +2,8 @@
 """Chunks coming from one peer: authenticated, put together, given out once, acknowledged."""
 
 from collections.abc import Hashable
+from math import inf
+from typing import Final
 
 from sync.transport import wire
 from sync.transport.burst import gather
@@ -10,6 +12,8 @@ from sync.transport.keys import Cipher
 from sync.transport.reassembly import ReceiveWindow
 from sync.transport.session import Local, Session
 from sync.transport.wire import Buffer, ChunkHeader, Prefix, Refused, nonce
+
+ACK_DELAY_S: Final = 0.002  # how long an acknowledgement may wait that the sender does not ask for at once
 
 
 class Receiver:
@@ -23,6 +27,7 @@ class Receiver:
         "_reports",
         "_session",
         "_unreliable_seen",
+        "ack_deadline",
         "ack_due",
         "window",
     )
@@ -41,6 +46,7 @@ class Receiver:
         self._reports: dict[int, int] = {}
         self._repeat_ack = False
         self.ack_due = False
+        self.ack_deadline = inf
 
     def on_chunk(
         self, now: float, prefix: Prefix, data: Buffer, link: int, address: Hashable, segment_size: int = 0
@@ -70,19 +76,12 @@ class Receiver:
             self._repeat_ack = True  # the one before may have been lost with its path
             self._owe_ack(link, address)
             return True
-        if payload is None:
-            if segment_size:
-                sealed = gather(data, bytes(data[: wire.INDEX_AT]), header.length, header.segment_size)
-                if sealed is None:
-                    return False
-                payload = cipher.open_body(nonce(wire.CHUNK_BODY, prefix.destination, 0, sequence), sealed)
-            else:
-                payload = self._put(cipher, prefix, header, data)
         if payload is not None:
-            self._accept(prefix, header, payload)
-            self._owe_ack(link, address)
-        elif self._reports:
-            self._owe_ack(link, address)
+            self._accept(prefix, header, payload, link, address)
+        elif segment_size:
+            return self._take_burst(cipher, prefix, header, data, link, address)
+        else:
+            self._put(cipher, prefix, header, data, link, address)
         return True
 
     def on_unreliable(self, now: float, prefix: Prefix, data: Buffer) -> None:
@@ -111,6 +110,7 @@ class Receiver:
         sealed = session.seal(wire.ACK, sequence, body)
         self._reports.clear()
         self.ack_due = False
+        self.ack_deadline = inf
         self._local.counters.acks += 1
         if session.parallel or self._repeat_ack:
             self._repeat_ack = False
@@ -134,26 +134,54 @@ class Receiver:
             data[wire.CHUNK_LENGTH : wire.INDEX_AT],
         )
 
-    def _put(self, cipher: Cipher, prefix: Prefix, header: ChunkHeader, data: Buffer) -> Buffer | None:
-        """Add one segment; the chunk's payload once it is complete and authentic."""
+    def _take_burst(
+        self, cipher: Cipher, prefix: Prefix, header: ChunkHeader, data: Buffer, link: int, address: Hashable
+    ) -> bool:
+        """A whole chunk at once, copied straight to where it belongs."""
+        target = self.window.target(header)
+        tag = gather(data, bytes(data[: wire.INDEX_AT]), header, target)
+        if tag is None:
+            return False
+        cipher.open_body(nonce(wire.CHUNK_BODY, prefix.destination, 0, prefix.sequence), target, tag, target)
+        self._settle(prefix, header, target, link, address)
+        return True
+
+    def _put(
+        self, cipher: Cipher, prefix: Prefix, header: ChunkHeader, data: Buffer, link: int, address: Hashable
+    ) -> None:
+        """Add one segment; settle the chunk once it is complete and authentic."""
         head = bytes(data[: wire.INDEX_AT])
         chunk = self.window.partial(prefix.sequence, head, header)
         if chunk.head != head:
             raise Refused("duplicate")
-        complete = chunk.put(data[wire.INDEX_AT], data[wire.SEGMENT_OVERHEAD :])
-        if not complete:
+        if not chunk.put(data[wire.INDEX_AT], data[wire.SEGMENT_OVERHEAD :]):
             if data[wire.FLAGS_AT] & wire.ASK and len(self._reports) < wire.REPORT_COUNT_MAX:
                 self._reports[prefix.sequence] = chunk.held
-            return None
+                self._owe_ack(link, address)
+            return
+        target, sealed = self.window.target(header), memoryview(chunk.sealed)
+        body, tag = sealed[: header.length], sealed[header.length :]
         try:
-            return cipher.open_body(nonce(wire.CHUNK_BODY, prefix.destination, 0, prefix.sequence), chunk.sealed)
+            cipher.open_body(nonce(wire.CHUNK_BODY, prefix.destination, 0, prefix.sequence), body, tag, target)
         except Refused:
             chunk.clear()
             raise Refused("damaged_chunk") from None
+        self._settle(prefix, header, target, link, address)
 
-    def _accept(self, prefix: Prefix, header: ChunkHeader, payload: Buffer) -> None:
+    def _accept(self, prefix: Prefix, header: ChunkHeader, payload: Buffer, link: int, address: Hashable) -> None:
+        """Take a chunk that came in one datagram."""
+        if header.length != header.message_length:
+            self.window.target(header)[:] = payload
+        self._settle(prefix, header, payload, link, address)
+
+    def _settle(self, prefix: Prefix, header: ChunkHeader, payload: Buffer, link: int, address: Hashable) -> None:
         message = self.window.accept(prefix.sequence, header, payload)
         self._reports.pop(prefix.sequence, None)
+        if header.flags & wire.PROMPT:
+            self._owe_ack(link, address)
+        else:
+            self.ack_deadline = min(self.ack_deadline, self._session.heard_at + ACK_DELAY_S)
+            self._ack_link, self._ack_address = link, address
         if message is not None:
             self._local.counters.arrived += 1
             self._local.effects.append(Arrived(self._session.node, prefix.source_incarnation, header.channel, message))

@@ -8,7 +8,7 @@ from sync.transport import wire
 from sync.transport.burst import lay_out, select
 from sync.transport.effects import ATTEMPTS_MIN, Delivered, Reason, Undelivered
 from sync.transport.session import Local, Session
-from sync.transport.window import REORDER_CHUNKS, Chunk, Congestion, Message, RoundTrip, SendWindow
+from sync.transport.window import PROMPT_EVERY, REORDER_CHUNKS, Chunk, Congestion, Message, RoundTrip, SendWindow
 from sync.transport.wire import CHUNK, SEGMENT, VERSION, WHOLE, Acknowledgement, nonce
 
 
@@ -44,6 +44,9 @@ class Sender:
             chunk = window.open_chunk(message, wire.chunk_length_max(self._session.datagram_limit(now)))
             if message.offset == message.length:
                 window.dequeue_cut(message)
+            chunk.prompt = (
+                chunk.sequence % PROMPT_EVERY == 0 or not window.queued or not window.has_room(self.congestion.window)
+            )
             if message.first_sent_at == inf:
                 message.first_sent_at = now
             self._lay_out(chunk, self._session.datagram_limit(now))
@@ -241,7 +244,7 @@ class Sender:
             chunk.sequence - window.floor,
             message.number - window.message_floor,
             message.channel,
-            0,
+            wire.PROMPT if chunk.prompt else 0,
             segment_size,
             chunk.length,
             message.number,

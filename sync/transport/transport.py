@@ -102,7 +102,7 @@ class Transport:
         if peer is None:
             return
         peer.sender.fail(Reason.REMOVED, queued=True)
-        peer.sender.timer = peer.session.greet_deadline = inf
+        peer.sender.timer = peer.session.greet_deadline = peer.receiver.ack_deadline = inf
         peer.unreliable_waiting = None
         self._forget_sources(peer)
         # Kept, so that the sequences in nonces and the window against replay go on should it come back.
@@ -202,20 +202,26 @@ class Transport:
         for peer in self._peers.values():
             if peer.session.greet_deadline <= now:
                 peer.sender.expire_waiting(now)
+            if peer.receiver.ack_deadline <= now:
+                peer.receiver.acknowledge()
             if peer.sender.timer <= now:
                 peer.sender.expire(now)
 
     def deadline(self) -> float:
         """When `tick` is wanted next; infinity if not at all."""
         return min(
-            (min(peer.sender.timer, peer.session.greet_deadline) for peer in self._peers.values()),
+            (
+                min(peer.sender.timer, peer.session.greet_deadline, peer.receiver.ack_deadline)
+                for peer in self._peers.values()
+            ),
             default=inf,
         )
 
     def take(self) -> list[Effect]:
         """What is to be done now, in order; acknowledgements of everything received so far come last."""
         for receiver in self._ack_due:
-            receiver.acknowledge()
+            if receiver.ack_due:
+                receiver.acknowledge()
         self._ack_due.clear()
         effects, self._local.effects = self._local.effects, []
         return effects

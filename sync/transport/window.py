@@ -15,6 +15,7 @@ from typing import Final
 from sync.transport.wire import BURST_LENGTH_MAX, WINDOW_CHUNKS, Buffer
 
 CONGESTION_INITIAL: Final = 8 * BURST_LENGTH_MAX
+PROMPT_EVERY: Final = 8  # chunks; the acknowledgement of others may wait a little
 SMALL_RESERVE: Final = BURST_LENGTH_MAX
 CONGESTION_MIN: Final = BURST_LENGTH_MAX
 REORDER_CHUNKS: Final = 3  # a chunk is taken for lost when one this much younger has arrived
@@ -66,6 +67,7 @@ class Chunk:
         "message",
         "missing",
         "offset",
+        "prompt",
         "retransmitted",
         "segment_size",
         "sent_at",
@@ -82,6 +84,7 @@ class Chunk:
         self.missing = 1
         self.least_missing = 1  # segments; only what goes below this is progress
         self.attempts = 0
+        self.prompt = True  # whether the acknowledgement is wanted at once
         self.retransmitted = False
         self.cut_smaller = False  # because it did not get through as it was
         self.first_sent_at = inf

@@ -47,6 +47,7 @@ TAG_LENGTH: Final = 16
 # Chunks a sender may have outstanding beyond the receiver's lowest missing one.
 WINDOW_CHUNKS: Final = 2048
 REPORT_COUNT_MAX: Final = 8
+PROMPT: Final = 1  # chunk flag: acknowledge at once, the sender waits for it
 ASK: Final = 1  # segment flag: last of this transmission, tell me what is missing
 
 PREFIX: Final = Struct("!BBBBIHQQQ")
@@ -100,7 +101,7 @@ class ChunkHeader(NamedTuple):
     floor_distance: int  # sequence less the lowest sequence the sender still wants acknowledged
     message_floor_distance: int  # message number less the lowest message number still under way
     channel: int
-    reserved: int
+    flags: int  # PROMPT or nothing
     segment_size: int  # bytes of a full segment's datagram
     length: int  # bytes of payload in this chunk
     message: int
@@ -151,7 +152,7 @@ def decode_chunk(data: Buffer, prefix: Prefix) -> ChunkHeader:
         or header.message_length > MESSAGE_LENGTH_MAX
         or header.offset + header.length > header.message_length
         or (header.length == 0 and header.message_length != 0)
-        or header.reserved != 0
+        or header.flags & ~PROMPT
     ):
         raise Refused("malformed")
     if prefix.kind == WHOLE:

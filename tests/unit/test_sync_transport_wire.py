@@ -27,6 +27,10 @@ def chunk_bytes(kind: int, *, length: int, segment_size: int = 0, message_length
     return prefix_bytes(kind) + wire.CHUNK.pack(*[0] * 9, 0, 0, 7, 0, segment_size, length, 1, total, 0)[34:]
 
 
+def chunk_header(length: int, segment_size: int) -> wire.ChunkHeader:
+    return wire.ChunkHeader(0, 0, 7, 0, segment_size, length, 1, length, 0)
+
+
 @given(U8, U8, U32, U16, U64, U64, st.integers(0, wire.SEQUENCE_MAX), st.integers(wire.WHOLE, wire.UNRELIABLE))
 def test_prefix_round_trip(
     source: int, destination: int, cluster: int, key: int, ours: int, theirs: int, sequence: int, kind: int
@@ -112,9 +116,9 @@ def test_largest_chunk_fits_a_burst_on_every_path(datagram_max: int) -> None:
 def test_burst_comes_back_out_of_its_segments(payload: bytes, segment_size: int) -> None:
     head, tag = bytes(range(wire.INDEX_AT)), b"T" * wire.TAG_LENGTH
     burst = lay_out(head, payload, tag, segment_size)
-    sealed = gather(burst, head, len(payload), segment_size)
-    assert sealed is not None
-    assert bytes(sealed) == payload + tag
+    target = memoryview(bytearray(len(payload)))
+    assert gather(burst, head, chunk_header(len(payload), segment_size), target) == tag
+    assert target == payload
     segments = [bytes(burst[at : at + segment_size]) for at in range(0, len(burst), segment_size)]
     assert b"".join(segment[wire.SEGMENT_OVERHEAD :] for segment in segments) == payload + tag
     assert [segment[wire.INDEX_AT] for segment in segments] == list(range(len(segments)))
@@ -126,9 +130,10 @@ def test_burst_with_a_foreign_or_exchanged_segment_is_not_taken_as_one() -> None
     burst = bytes(lay_out(head, payload, bytes(16), 1472))
     foreign = burst[:1472] + b"x" + burst[1473:]
     exchanged = burst[1472:2944] + burst[:1472] + burst[2944:]
-    assert gather(burst, head, 5000, 1472) is not None
+    header, target = chunk_header(5000, 1472), memoryview(bytearray(5000))
+    assert gather(burst, head, header, target) is not None
     for wrong in (foreign, exchanged, burst[:-1], burst[1472:]):
-        assert gather(wrong, head, 5000, 1472) is None
+        assert gather(wrong, head, header, target) is None
 
 
 def test_selected_segments_end_with_a_question() -> None:
@@ -146,7 +151,12 @@ def test_sealed_datagram_opens(cipher: Cipher, header: bytes, payload: bytes, se
     assert len(sealed) == len(header) + len(payload) + wire.TAG_LENGTH
     assert cipher.open(nonce, memoryview(sealed), len(header)) == payload
     body, tag = cipher.seal_body(nonce, payload)
-    assert bytes(cipher.open_body(nonce, bytearray(bytes(body) + tag))) == payload
+    target = memoryview(bytearray(len(payload)))
+    cipher.open_body(nonce, memoryview(body), tag, target)
+    assert target == payload
+    in_place = memoryview(bytearray(body))
+    cipher.open_body(nonce, in_place, tag, in_place)
+    assert in_place == payload
     cipher.check(nonce, header, cipher.tag(nonce, header))
 
 
