@@ -130,6 +130,8 @@ class Walk:
             parse_ipv6(packet)
         else:
             return self.leave("PASS", "PASS_NOT_IP")
+        if packet.v6 and (packet.source.startswith(MAPPED) or packet.destination.startswith(MAPPED)):
+            return self.leave("PASS", "PASS_NOT_OURS")  # IPv4 in IPv6's clothes: forged or lost
         if self.has(Setting.STEERING) and packet.frame[6:12] in self.world.peer_mac:
             self.from_peer = True
         if packet.protocol == (ICMPV6 if packet.v6 else ICMP):
