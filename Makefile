@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 SEEDS ?= 2000
 
-.PHONY: setup demo test lint types unit packet sim lab bench fuzz clean
+.PHONY: setup demo test lint types unit packet sim lab bench fuzz install deb clean
 
 setup:
 	@./tools/setup.sh
@@ -36,6 +36,12 @@ fuzz: setup
 	$(PY) -m tests.fuzz.configuration --count 100000
 	$(PY) -m tests.fuzz.datagrams --count 1000000
 	$(PY) -m tests.packet.oracle --count 1000000 --seed 3
+
+install:
+	@PREFIX=$(or $(PREFIX),/usr/local) DESTDIR=$(DESTDIR) ./tools/install.sh
+
+deb: setup
+	@./tools/deb.sh
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -61,7 +61,9 @@ class Component(Protocol):
 class Daemon:
     """One gateway. The attributes are what components may use."""
 
-    def __init__(self, node: NodeConfig, node_file: Path, services_file: Path | None, *, with_children: bool) -> None:
+    def __init__(
+        self, node: NodeConfig, node_file: Path, services_file: Path | None, *, children: frozenset[str]
+    ) -> None:
         self.node = node
         self.node_file, self.services_file = node_file, services_file
         self.started_at = time.time()
@@ -84,7 +86,8 @@ class Daemon:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lock_file: int | None = None
         self._is_stopping = False
-        self._children = {"api": self._api_child(), "health": self._health_child()} if with_children else {}
+        made = {"api": self._api_child(), "health": self._health_child()}
+        self._children = {name: child for name, child in made.items() if name in children}
 
     # --- start -------------------------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--remove", action="store_true", help="take the data path out and exit (no daemon may be running)"
     )
+    result.add_argument("--no-api", action="store_true", help="do not start the API process (it has a unit of its own)")
     result.add_argument("--no-children", action="store_true", help="do not start the API and health processes")
     result.add_argument(
         "--log-level", default="info", choices=["debug", "info", "warning", "error"], help="default: info"
@@ -84,9 +85,15 @@ def _remove(node: NodeConfig) -> int:
     return EXIT_OK
 
 
+def _children(options: argparse.Namespace) -> frozenset[str]:
+    if options.no_children:
+        return frozenset()
+    return frozenset({"health"} if options.no_api else {"api", "health"})
+
+
 def _run(node: NodeConfig, options: argparse.Namespace) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
-    daemon = Daemon(node, options.config.resolve(), options.services, with_children=not options.no_children)
+    daemon = Daemon(node, options.config.resolve(), options.services, children=_children(options))
     uvloop.run(_serve(daemon, detach=options.detach))
     return EXIT_OK
 

@@ -6,6 +6,7 @@ packets never notice. All calls are synchronous system calls of some microsecond
 milliseconds: call from a worker thread, one at a time (`lock`); `lb.daemon` does so.
 """
 
+import contextlib
 import hashlib
 import ipaddress
 import os
@@ -412,5 +413,6 @@ def detach_path(node: NodeConfig) -> list[str]:
     (node.run_dir / PROGRAM_STAMP).unlink(missing_ok=True)
     # The kernel puts files of its own into a BPF file system; only directories are gateways.
     if libbpf.is_bpffs(node.bpffs) and not any(path.is_dir() for path in node.bpffs.iterdir()):
-        libbpf.unmount(node.bpffs)
+        with contextlib.suppress(OSError):  # mounted by the service manager, outside of our mount namespace
+            libbpf.unmount(node.bpffs)
     return names

@@ -121,7 +121,7 @@ def test_backend_is_drained_weighted_and_the_version_checked(lbd: Lbd) -> None:
     lbd.start()
     lbd.call("config.apply", text=SERVICES)
     lbd.call("backend.drain", service="web", backend="b1")
-    assert lbd.call("backends")[0]["state"] == "draining"
+    assert eventually(lambda: lbd.call("backends")[0]["state"] == "draining")
     assert lbd.call("backend.undrain", service="web", backend="b1")["version"] == 3
     changes = lbd.call("backend.weight", service="web", backend="b1", weight=7)["changes"]
     assert changes[0]["text"] == "~ service[web].backend[b1].weight: 1 → 7"

@@ -1,0 +1,57 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Installs the product below DESTDIR: a virtual environment of its own, commands, units. Usage: PREFIX=/usr DESTDIR= tools/install.sh
+set -eu
+cd "$(dirname "$0")/.."
+: "${PREFIX:=/usr/local}" "${DESTDIR:=}"
+
+# Debian's own interpreter, so that Debian's BCC package fits it.
+python=/usr/bin/python3
+home=$PREFIX/lib/rainlb
+units=${UNITDIR:-/lib/systemd/system}
+case $PREFIX in /*) ;; *) echo "install: PREFIX must be absolute, not '$PREFIX'" >&2; exit 1 ;; esac
+
+# Built where it can be built, then told where it will be: a virtual environment knows its own place.
+rm -rf "$DESTDIR$home"
+mkdir -p "$DESTDIR$home"
+$python -m venv "$DESTDIR$home"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# A copy, because building leaves files in the source tree. setuptools takes what is in these folders.
+cp -r lb sync ebpf tools pyproject.toml README.md LICENSES "$work"
+constraint=""
+if [ -x .venv/bin/pip ]; then
+    # The versions that were tested are the ones that are shipped.
+    .venv/bin/pip freeze --exclude-editable --disable-pip-version-check > "$work/tested.txt"
+    constraint="-c $work/tested.txt"
+fi
+env -u PYTHONDONTWRITEBYTECODE "$DESTDIR$home/bin/pip" install -q --disable-pip-version-check $constraint "$work"
+site=$("$DESTDIR$home/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+ln -sfn /usr/lib/python3/dist-packages/bcc "$site/bcc"
+# Not needed at run time.
+"$DESTDIR$home/bin/python" -m pip uninstall -q -y --disable-pip-version-check setuptools pip
+rm -rf "$DESTDIR$home/include" "$DESTDIR$home"/bin/activate* "$DESTDIR$home"/bin/Activate*
+if [ -n "$DESTDIR" ]; then
+    grep -rlI --exclude-dir=__pycache__ -- "$DESTDIR$home" "$DESTDIR$home/bin" "$DESTDIR$home/pyvenv.cfg" |
+        xargs -r sed -i "s|$DESTDIR$home|$home|g"
+    find "$DESTDIR$home" -name direct_url.json -delete
+fi
+for version in "$DESTDIR$home"/lib/python3.*; do
+    # Compiled for the place where it will be: a daemon that cannot write there would compile at every start.
+    find "$version" -name __pycache__ -prune -exec rm -rf {} +
+    $python -m compileall -q -s "$DESTDIR" -p / "$version" || true
+done
+
+mkdir -p "$DESTDIR$PREFIX/bin"
+for command in lbd lbctl lb-api; do
+    ln -sfn "../lib/rainlb/bin/$command" "$DESTDIR$PREFIX/bin/$command"
+done
+mkdir -p "$DESTDIR$units" "$DESTDIR/usr/lib/sysusers.d" "$DESTDIR/usr/lib/tmpfiles.d" "$DESTDIR$PREFIX/share/doc/rainlb"
+for unit in lbd.service lb-api.service run-lb-bpf.mount; do
+    sed "s|@BINDIR@|$PREFIX/bin|" "lb/systemd/$unit" > "$DESTDIR$units/$unit"
+    chmod 644 "$DESTDIR$units/$unit"
+done
+install -m 644 lb/systemd/rainlb.sysusers "$DESTDIR/usr/lib/sysusers.d/rainlb.conf"
+install -m 644 lb/systemd/rainlb.tmpfiles "$DESTDIR/usr/lib/tmpfiles.d/rainlb.conf"
+cp -r docs/examples LICENSES README.md CHANGELOG.md "$DESTDIR$PREFIX/share/doc/rainlb/"
+echo "installed below ${DESTDIR:-/}: $PREFIX/bin/lbd, $units/lbd.service; examples in $PREFIX/share/doc/rainlb/examples"
