@@ -97,6 +97,7 @@ INLINE u32 choose_target(const struct settings *s, struct work *w, const struct 
     if (!service->table_slots)
         return 0;
     slot = first_slot(w, service, seed, first);
+#pragma clang loop unroll(disable)
     for (int i = 0; i < CHOICES_MAX && !chosen; i++) {
         chosen = choosable(w, slot_value(w->service, slot) & SLOT_TARGET_MASK, &full);
         seed = mix(seed + MIX_1);

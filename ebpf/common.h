@@ -52,7 +52,7 @@ enum way {
 
 #define VLAN_TAGS_MAX 2
 #define EXTENSION_HEADERS_MAX 6
-#define CHOICES_MAX 8
+#define CHOICES_MAX 32
 #define NAT_CHAIN_MAX 4
 #define L3_OFFSET_MASK 0x1f
 #define L4_OFFSET_MASK 0x1ff

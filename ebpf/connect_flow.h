@@ -113,8 +113,12 @@ INLINE u32 use_connection(const struct settings *s, struct work *w, const struct
         return way;
     follow_state(s, w, service, c, w->flags & WORK_SWAPPED);
     touch(w, c);
-    if (is_open(c->state) && !(w->flags & (WORK_DRY | WORK_MAYBE_ANSWER)))
+    if (w->flags & (WORK_DRY | WORK_MAYBE_ANSWER))
+        return GO_ON;
+    if (is_open(c->state))
         remember_flow(s, w->hash, w->target, service->method == METHOD_LOCAL ? RECENT_LOCAL : 0);
+    else
+        forget_flow(s, w);
     return GO_ON;
 }
 

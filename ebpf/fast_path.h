@@ -67,14 +67,16 @@ INLINE bool plain_ipv4(struct xdp_md *ctx, const struct settings *s, struct plai
 INLINE bool plain_ipv6(struct xdp_md *ctx, const struct settings *s, struct plain_packet *p)
 {
     struct ipv6hdr *ip = packet_at(ctx, ETHERNET_BYTES);
+    u32 total;
 
     if (PAST_END(ctx, ip) || (*(u8 *)ip >> 4) != 6)
         return false;
-    p->l3_length = sizeof(*ip) + bpf_ntohs(ip->payload_len);
+    total = sizeof(*ip) + bpf_ntohs(ip->payload_len);
+    if (ETHERNET_BYTES + total > frame_bytes(ctx))
+        return false;
+    p->l3_length = total;
     p->protocol = ip->nexthdr;
     p->v6 = true;
-    if (ETHERNET_BYTES + p->l3_length > frame_bytes(ctx))
-        return false;
     if (!plain_transport(ctx, ip + 1, p->l3_length - sizeof(*ip), p))
         return false;
     p->hash = hash_flow6(s, (__be32 *)&ip->saddr, (__be32 *)&ip->daddr, p->ports, p->protocol);
@@ -122,12 +124,12 @@ INLINE bool plain_key(struct xdp_md *ctx, const struct plain_packet *p, struct f
             return false;
         copy_address(key->source, (__be32 *)&ip6->saddr);
         copy_address(key->destination, (__be32 *)&ip6->daddr);
-    } else {
-        if (PAST_END(ctx, ip4))
-            return false;
-        set_mapped(key->source, ip4->saddr);
-        set_mapped(key->destination, ip4->daddr);
+        return !is_mapped(key->source) && !is_mapped(key->destination);
     }
+    if (PAST_END(ctx, ip4))
+        return false;
+    set_mapped(key->source, ip4->saddr);
+    set_mapped(key->destination, ip4->daddr);
     return true;
 }
 

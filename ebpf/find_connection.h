@@ -209,4 +209,5 @@ INLINE void forget(const struct settings *s, struct work *w, const struct servic
     w->entry.state = STATE_RESET;
     tell_peers(s, w, service, &w->entry, RECORD_CLOSED);
     connections.delete(&w->connection);
+    forget_flow(s, w);
 }

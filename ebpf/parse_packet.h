@@ -208,6 +208,12 @@ INLINE void remember_fragment(struct work *w)
         note(REASON_NOTE_TABLE_FULL, w->length);
 }
 
+// In the tables a mapped address is IPv4; an IPv6 packet that carries one is forged or lost.
+INLINE bool is_mapped_ipv6(const struct work *w)
+{
+    return (w->flags & WORK_V6) && (is_mapped(w->key.source) || is_mapped(w->key.destination));
+}
+
 // Ports, TCP flags, hash; 0 or the reason to drop it if it is for a VIP.
 INLINE u32 parse_transport(struct xdp_md *ctx, struct work *w)
 {

@@ -77,6 +77,8 @@ INLINE int parse_step(struct xdp_md *ctx, struct work *w, const struct settings 
         return leave(ctx, w, XDP_PASS, REASON_PASS_NOT_IP);
     if (reason)
         return leave(ctx, w, XDP_DROP, reason);
+    if (is_mapped_ipv6(w))
+        return leave(ctx, w, XDP_PASS, REASON_PASS_NOT_OURS);
     if ((s->flags & SETTING_STEERING) && is_from_peer(ctx))
         w->flags |= WORK_FROM_PEER;
     if (w->protocol == (w->flags & WORK_V6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))

@@ -27,7 +27,7 @@ CLIENT_MAC = "02:00:00:00:00:99"
 # Test runs without an interface come in on the loopback device: what goes out there is sent back (TX).
 LOOPBACK = 1
 OTHER_INTERFACE = 77
-TEST_SIZES = {"connections": 1 << 16, "half_open": 1 << 12, "tables": 64, "records": 1 << 16, "captures": 1 << 16}
+TEST_SIZES = {"connections": 1 << 16, "half_open": 1 << 9, "tables": 64, "records": 1 << 16, "captures": 1 << 16}
 
 
 @dataclass(frozen=True)
