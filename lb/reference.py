@@ -163,9 +163,9 @@ MANUAL_HEAD = [
     "\\-\\-config FILE [OPTION]...",
 ]
 DESCRIPTION = [
-    "lbd runs one gateway of a cluster: it brings the packet path into the kernel, keeps it as the configuration wants it,",
-    "and joins the other gateways' ring. The packet path outlives the daemon: while it is stopped, killed, restarted or",
-    "upgraded, packets keep flowing to where they flowed before.",
+    "lbd runs one gateway of a cluster: it brings the packet path into the kernel, keeps it as the configuration wants",
+    "it, and joins the other gateways' ring. The packet path outlives the daemon: while it is stopped, killed,",
+    "restarted or upgraded, packets keep flowing to where they flowed before.",
 ]
 SECTIONS = {
     "SIGNALS": [
