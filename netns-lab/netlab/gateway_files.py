@@ -46,6 +46,9 @@ def node_file(lab: str, topology: Topology, node: Node, directory: Path, ring_op
     for interface in node.interfaces:
         if interface.segment.name not in ring_only_segments(topology):
             lines += _table("[[interface]]", name=interface.name, segment=interface.segment.name, xdp=XDP_MODE)
+            if topology.ring_segments:
+                # Without one of its data links a gateway of a cluster leaves the service to the others.
+                lines += _table("[[resource]]", name=f"{interface.name}-link", kind="link", interface=interface.name)
     if topology.ring_segments:
         listen = ring_addresses(topology, node)
         lines += _table("[ring]", listen=listen, key_file=str(directory / "ring.key"), **ring_options)

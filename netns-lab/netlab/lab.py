@@ -4,6 +4,7 @@
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from netlab.gateway_files import Scalar
 from netlab.namespaces import Process
 from netlab.state import LabError
 from netlab.topology import HTTP_PORT, PUSH_PORT, TOPOLOGIES, Node, Topology
+from netlab.traffic.common import READY_VARIABLE
 
 Result = TypeVar("Result")
 
@@ -321,15 +323,29 @@ class Traffic:
         return [sys.executable, "-m", f"netlab.traffic.{program}", *arguments]
 
     def _start(self, program: str, arguments: list[str]) -> "subprocess.Popen[str]":
-        environment = {**_base_environment(), **services.environment()}
-        return subprocess.Popen(
-            self.command(program, arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        """Start it, and wait until it is at work: from then on it can be stopped and will report."""
+        done, pending = os.pipe()
+        environment = {**_base_environment(), **services.environment(), READY_VARIABLE: str(pending)}
+        try:
+            child = subprocess.Popen(
+                self.command(program, arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+                pass_fds=[pending],
+            )
+        finally:
+            os.close(pending)
+        try:
+            # The pipe's other end is closed when the program is ready, or when it has ended.
+            if not select.select([done], [], [], READY_S)[0]:
+                child.kill()
+                raise LabError(f"{program} was not ready within {READY_S:g} s")
+        finally:
+            os.close(done)
+        return child
 
     def finish(self, timeout: float = 60.0) -> dict[str, Any]:
         """Stop it and take its report."""

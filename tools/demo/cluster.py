@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from netlab import cluster, faults, services
+from netlab import build, cluster, faults, services
 from netlab.lab import Argument, Lab, Traffic, eventually
 from netlab.topology import FAMILIES, HTTP_PORT
 
@@ -21,6 +21,11 @@ DOWNLOAD_BYTES = 256 << 20
 GAP_MS_MAX = 1000.0
 
 
+TIMELINE_MAX = 12
+# (milliseconds after the event, what happened)
+Timeline = list[tuple[float, str]]
+
+
 @dataclass
 class Event:
     """One thing that was done to the cluster, and what a client probing each millisecond saw of it."""
@@ -29,7 +34,7 @@ class Event:
     gap_ms: float
     before: str
     after: str
-    timeline: list[str]
+    timeline: Timeline
 
 
 class ClusterDemo:
@@ -73,36 +78,27 @@ class ClusterDemo:
             time.sleep(0.3)  # and a time after it
         but = self.names(*asked)
         after = cluster.owner(self.lab, self.vip, but)
-        timeline = [
-            *self.claimed(claims.report[self.vip], at),
-            *self.recorded(wall, but),
-            f"{(probe.report['gap_at_monotonic'] - at) * 1000:+8.1f} ms  probes unanswered for "
-            f"{probe.report['gap_ms']:.1f} ms"
-            if probe.report["lost"]
-            else "             no probe lost",
-        ]
+        timeline = [*self.claimed(claims.report[self.vip], at), *self.recorded(wall, but), *unanswered(probe, at)]
         event = Event(text, probe.report["gap_ms"], before, after, sorted(timeline))
         self.events.append(event)
         held = probe.report["answered_at_end"] and event.gap_ms < GAP_MS_MAX
         self.story.fact(f"{text}: gap {event.gap_ms:.1f} ms, the address is with {after} now", held)
-        for line in event.timeline:
-            self.story.console.print(f"            [dim]{line}[/dim]")
+        for milliseconds, line in event.timeline:
+            self.story.detail(f"{milliseconds:+8.1f} ms  {line}")
 
-    def claimed(self, runs: list[dict[str, Any]], at: float) -> list[str]:
+    def claimed(self, runs: list[dict[str, Any]], at: float) -> Timeline:
         return [
-            f"{(run['first'] - at) * 1000:+8.1f} ms  {self.vip} announced by {self.gateway_of(run['mac'])}"
+            ((run["first"] - at) * 1000, f"{self.vip} announced by {self.gateway_of(run['mac'])}")
             for run in runs
             if run["first"] >= at
         ]
 
-    def recorded(self, wall: float, but: list[str]) -> list[str]:
+    def recorded(self, wall: float, but: list[str]) -> Timeline:
         rows = [row for row in cluster.reachable(self.lab, "/v1/events?limit=200", but) if row["time"] >= wall]
-        return [f"{(row['time'] - wall) * 1000:+8.1f} ms  {row['message']}" for row in rows[:8]]
+        return [((row["time"] - wall) * 1000, f"{row['node']}: {row['message']}") for row in rows[:TIMELINE_MAX]]
 
     def gateway_of(self, mac: str) -> str:
-        from netlab.build import mac_address
-
-        return next((name for name in self.names() if mac_address(name, "eth0") == mac), mac)
+        return next((name for name in self.names() if build.mac_address(name, "eth0") == mac), mac)
 
     # -- the events ---------------------------------------------------------------------------------------------------
 
@@ -151,6 +147,13 @@ class ClusterDemo:
             lambda: cluster.settle(self.lab),
             rest,
         )
+
+
+def unanswered(probe: Traffic, at: float) -> Timeline:
+    """When the longest gap began that the prober saw, if it saw one."""
+    if not probe.report["lost"]:
+        return []
+    return [((probe.report["gap_at_monotonic"] - at) * 1000, f"no probe answered for {probe.report['gap_ms']:.1f} ms")]
 
 
 def tell(story: Story, name: str) -> None:
@@ -210,6 +213,9 @@ def summarise(story: Story, demo: ClusterDemo, traffic: dict[str, Traffic]) -> N
         done = report.get("requests") or report.get("records") or f"{report.get('bytes', 0) >> 20} MiB"
         rows.append((what, done, report["failed"], report.get("lost_connections", report["failed"]), f"{stall:.0f}"))
     story.table("What the other clients saw", ("clients", "done", "failed", "lost", "longest stall ms"), rows)
+    for what, run in traffic.items():
+        for error in run.report["first_errors"]:
+            story.detail(f"{what}, {error['at']:.1f} s after their start: {error['error']}")
     failed = sum(row[2] for row in rows)
     lost = sum(row[3] for row in rows)
     story.fact(f"failed requests: {failed}", failed == 0)

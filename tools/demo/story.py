@@ -7,13 +7,19 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+PLAIN_WIDTH = 120
 
 
 class Story:
     """Prints as it goes; `failed` holds every fact that turned out wrong."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        # Lines are written for this width; a terminal that is narrower wraps them.
+        self.console = console or Console(highlight=False, emoji=False)
+        if not self.console.is_terminal:
+            self.console.width = PLAIN_WIDTH
         self.begun = time.monotonic()
         self.failed: list[str] = []
 
@@ -23,6 +29,10 @@ class Story:
 
     def say(self, text: str) -> None:
         self.console.print(f"[dim]{time.monotonic() - self.begun:6.1f} s[/dim]  {text}")
+
+    def detail(self, text: str) -> None:
+        """A line below the last one, taken literally."""
+        self.console.print(Text(f"            {text}", style="dim"))
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from netlab.traffic.common import announce_ready
+
 ETH_P_ALL = 3
 ETH_P_ARP = 0x0806
 ETH_P_IPV6 = 0x86DD
@@ -154,6 +156,7 @@ def main() -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    announce_ready()
     watch.watch(options.seconds, options.ask_ms / 1000)
     json.dump(watch.report(), sys.stdout)
     sys.stdout.write("\n")

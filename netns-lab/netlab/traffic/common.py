@@ -3,12 +3,15 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 ERRORS_KEPT = 20
+# Names the descriptor of a pipe that is closed when the program is ready.
+READY_VARIABLE = "LAB_READY_FD"
 
 
 class Failures:
@@ -33,6 +36,13 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
+def announce_ready() -> None:
+    """Tell whoever started this program, if it asked for it, that signals are handled and work begins."""
+    descriptor = os.environ.pop(READY_VARIABLE, None)
+    if descriptor is not None:
+        os.close(int(descriptor))
+
+
 def run(body: Callable[[asyncio.Event], Awaitable[dict[str, Any]]], seconds: float | None) -> None:
     """Run `body` until it returns; its event is set after `seconds`, or at SIGTERM or SIGINT."""
 
@@ -43,6 +53,7 @@ def run(body: Callable[[asyncio.Event], Awaitable[dict[str, Any]]], seconds: flo
             loop.add_signal_handler(number, stop.set)
         if seconds is not None:
             loop.call_later(seconds, stop.set)
+        announce_ready()
         return await body(stop)
 
     json.dump(asyncio.run(main()), sys.stdout)

@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 from netlab.topology import ECHO_PORT
+from netlab.traffic.common import announce_ready
 from netlab.traffic.endpoint import NAME_BYTES
 
 PROBE = struct.Struct("!Q")
@@ -127,6 +128,7 @@ def main() -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    announce_ready()
     prober.run(options.seconds)
     json.dump(prober.report(), sys.stdout)
     sys.stdout.write("\n")
