@@ -19,9 +19,12 @@ with the instant in monotonic seconds.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
+import queue
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Coroutine
@@ -44,6 +47,8 @@ from .transport.keys import KeyRing
 
 CHANNEL = 16
 LINE_BYTES_MAX = 1 << 20
+LINES_MAX = 65_536  # waiting to be printed
+FINISH_S = 1.0
 SPECIAL = {"node", "listen", "peers", "key_file", "scheduling", "mode", "policy", "parallel"}
 PLAIN = {field.name for field in fields(RingConfig)} - {"node", "peers", "keys", "mode", "policy"}
 
@@ -77,11 +82,39 @@ class Node:
         return load_key_file(path.parent / table["key_file"]) if "key_file" in table else None
 
 
+class Printer:
+    """Writes lines in a thread of its own: a reader that does not read must not stop the ring."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lines: queue.Queue[str | None] = queue.Queue(LINES_MAX)
+        self.dropped = 0
+        self._thread = threading.Thread(target=self._write, name="printer", daemon=True)
+        self._thread.start()
+
+    def __call__(self, line: str) -> None:
+        """Print a line soon; dropped and counted if LINES_MAX lines are waiting already."""
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self.dropped += 1
+
+    def finish(self) -> None:
+        """Give what is waiting FINISH_S to get out."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(None)
+        self._thread.join(FINISH_S)
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            print(line, file=self._out, flush=True)
+
+
 class Console:
     """Prints what happens and does what is typed."""
 
-    def __init__(self, ring: Ring, out: TextIO, as_json: bool) -> None:
-        self._ring, self._out, self._as_json = ring, out, as_json
+    def __init__(self, ring: Ring, printer: Printer, as_json: bool) -> None:
+        self._ring, self._print, self._as_json = ring, printer, as_json
         self._locks: dict[str, Lock] = {}
         self.leaving = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,7 +140,7 @@ class Console:
             text = json.dumps({"event": kind, "t": round(time.monotonic(), 6), **fields})
         else:
             text = " ".join([kind, *(f"{name}={value}" for name, value in fields.items())])
-        print(text, file=self._out, flush=True)
+        self._print(text)
 
     def _on_view(self, view: View) -> None:
         self.say("view", number=view.number, members=list(view.members), joined=sorted(view.joined))
@@ -164,7 +197,7 @@ class Console:
         self.say("unlock", name=name)
 
     async def _stats(self) -> None:
-        self.say("stats", **self._ring.stats())
+        self.say("stats", **self._ring.stats(), lines_dropped=self._print.dropped)
 
     async def _digest(self) -> None:
         complete, digest = self._ring.data.complete, self._ring.shared.digest().hex()
@@ -184,7 +217,8 @@ class Console:
 async def run(node: Node, as_json: bool) -> None:
     """Run until standard input ends or /leave."""
     ring = Ring(node.config, node.listen, scheduling=node.scheduling)
-    console = Console(ring, sys.stdout, as_json)
+    printer = Printer(sys.stdout)
+    console = Console(ring, printer, as_json)
     reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async with ring:
@@ -196,6 +230,7 @@ async def run(node: Node, as_json: bool) -> None:
             if not line.startswith(b"/lock"):
                 await task
     console.say("left")
+    printer.finish()
 
 
 def main() -> int:
