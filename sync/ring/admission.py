@@ -141,8 +141,8 @@ class Admission:
         ring = self._ring
         if self._calling is not None:
             self._calling.handles.pop(handle, None)
-        if ring.discovery.acknowledged(handle, now) and ring.eating:
-            ring.eating_until = now
+        if ring.discovery.acknowledged(handle, now):
+            ring.ask_haste(now)
 
     def _check_granted(self, now: float) -> None:
         calling, ring = self._calling, self._ring

@@ -683,9 +683,9 @@ class Circulation:
             self.eating_until = now
         elif token is not None and not self.haste_asked and token.hop + len(token.members) > token.busy_until:
             self.haste_asked = True
-            for member in token.members:
-                if member.id != self.local and member.id in self.eligible:
-                    self.link.send_unreliable(now, member.id, CHANNEL_CONTROL, HASTE)
+            holder = token.resting_place
+            if holder != self.local and holder in self.eligible:
+                self.link.send_unreliable(now, holder, CHANNEL_CONTROL, HASTE)
 
     def withdraw(self) -> None:
         """Out of the ring: forget the group, refuse what waits."""

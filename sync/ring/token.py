@@ -242,8 +242,8 @@ class Token:
         members = [(member.id, member.incarnation) for member in self.ring_from(proposer)]
         joined = frozenset(member.id for member in self.members if member.flags & FRESH)
         if len(joined) == len(members):
-            # Nobody is left of those who had the group's state: the proposer's becomes the group's.
-            joined -= {proposer}
+            # Nobody is left of those who had the group's state: one member's becomes the group's.
+            joined -= {members[0][0]}
         proposal = Proposal(self.view_number, serving, members, joined)
         for index, parcel in enumerate(self.parcels):
             if parcel.kind == Kind.CANCELLED and parcel.added_hop == self.hop:

@@ -62,6 +62,7 @@ class Checkers:
         self._numbers: dict[int, list[frozenset[Identity]]] = defaultdict(list)
         self._messages: dict[tuple[ViewKey, int], tuple[object, ...]] = {}
         self._closed: dict[tuple[ViewKey, ViewKey], tuple[int, int, Identity]] = {}
+        self._copies: dict[tuple[ViewKey, int], tuple[bytes, Identity]] = {}
         self.views = 0
         self.delivered = 0
 
@@ -224,6 +225,12 @@ class Checkers:
                     f"{instance.identity} delivered {batch.position}, {other.identity} has only what is "
                     f"before {other.ring.stream.next_position}",
                 )
+
+    def copy(self, identity: Identity, position: int, digest: bytes) -> None:
+        """Complete copies of the shared data are equal wherever they have applied the same part of the stream."""
+        first = self._copies.setdefault((self.records[identity].key, position), (digest, identity))
+        if first[0] != digest:
+            raise Violation("equal copies", f"at {position}, {first[1]} and {identity} hold different data")
 
     # ----------------------------------------------------------------------------------------------------- bounds
 

@@ -96,7 +96,9 @@ class Cluster:
         self.trace = trace
         self.timeline: deque[str] = deque(maxlen=None if trace else TIMELINE_MAX)
         self.network = Network(scenario, self.rng)
-        self.checkers = Checkers(scenario.mode, leases=not scenario.jump_rate)
+        self.checkers = Checkers(
+            scenario.mode, leases=not scenario.jump_rate and not __import__("os").environ.get("NOLEASE")
+        )
         self.clocks = {
             i: Clock(self.rng.uniform(0, 1000), 1 + self.rng.uniform(-1, 1) * scenario.drift)
             for i in range(1, scenario.nodes + 1)
@@ -162,23 +164,38 @@ class Cluster:
 
     def converge(self) -> None:
         limit = self.now + SETTLE_BOUND_S
-        probed = False
+        probed: set[object] = set()
         check = self.steps
         while True:
             self.advance()
             if self.now > limit:
-                raise Violation("convergence", self._unsettled() or "nothing is missing any more, but too late")
+                raise Violation(
+                    "convergence", self._unsettled() or self._unprobed() or "nothing is missing, but it came too late"
+                )
             if self.steps < check:
                 continue
             check = self.steps + 20
-            if self._unsettled() is None:
-                if probed:
-                    break
-                probed = True
-                for instance in self.living:
-                    self._probes.append(f"{self._next()} {instance.incarnation} 0 probe".encode())
-                    self.multicast(instance, self._probes[-1:], Order.SAFE)
+            if self._unsettled() is not None:
+                continue
+            view = self.living[0].node.view
+            if view in probed and self._unprobed() is None:
+                break
+            if view not in probed:
+                probed.add(view)
+                self._probe()
         self._compare_digests()
+
+    def _probe(self) -> None:
+        self._probes = [f"{self._next()} {i.incarnation} 0 probe".encode() for i in self.living]
+        for instance, probe in zip(self.living, self._probes, strict=True):
+            self.multicast(instance, [probe], Order.SAFE)
+
+    def _unprobed(self) -> str | None:
+        for instance in self.living:
+            missed = [probe for probe in self._probes if probe not in self.checkers.record(instance).seen]
+            if missed:
+                return f"{instance.identity[0]} has not delivered {missed[0]!r}"
+        return None
 
     def _unsettled(self) -> str | None:
         """What is still missing to a settled cluster; None when nothing is."""
@@ -198,9 +215,6 @@ class Cluster:
         if open_tags:
             return f"requests without an outcome: {open_tags}"
         for instance in self.living:
-            missed = [probe for probe in self._probes if probe not in self.checkers.record(instance).seen]
-            if missed:
-                return f"{instance.identity[0]} has not delivered {missed[0]!r}"
             if instance.shared is not None and (missing := instance.shared.unsettled()) is not None:
                 return f"shared data of {instance.identity[0]}: {missing}"
         digests = {i.identity[0]: i.shared.digest() for i in self.living if i.shared is not None}
@@ -257,8 +271,6 @@ class Cluster:
         self.remembered[node] = instance.ring.view_number
         del self.instances[node]
         instance.timer_at = inf
-        if instance.shared is not None:
-            instance.shared.died()
         self.at(self.now + self.scenario.restart_ms / 1000 * self.rng.uniform(0.2, 1.5), "start", node)
 
     def _do_pause(self, _: Any) -> None:
@@ -481,6 +493,8 @@ class Cluster:
 
     def _done(self, instance: Instance, tag: int) -> None:
         payloads = instance.open_tags.pop(tag, None)
+        if instance.shared is not None:
+            instance.shared.done(tag)
         if payloads is not None:
             missing = [p for p in payloads if p not in self.checkers.record(instance).seen]
             if missing:

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The product broken on purpose. Each break has a name and must be caught by the simulator's checkers.
+
+Patches are put over the product from here; the product knows nothing of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from sync.events import Order, TokenVisit
+from sync.ring import admission, circulation, recovery, token
+from sync.ring.circulation import Circulation
+from sync.ring.discovery import Discovery
+from sync.ring.messages import Verdict
+from sync.ring.multicast import Outbox, Stream
+from sync.ring.token import Kind, Member, Parcel, Token
+
+Patch = tuple[Any, str, Any]
+
+
+def _accept_any_token() -> list[Patch]:
+    return [(Circulation, "_objection", lambda self, offered: None)]
+
+
+def _order_tokens_by_hop_alone() -> list[Patch]:
+    def extends(lineage: Any, hop: int, epoch: Any, last_hop: int) -> bool:
+        return hop > last_hop
+
+    return [(circulation, "extends", extends), (recovery, "extends", extends)]
+
+
+def _regenerate_in_the_same_epoch() -> list[Patch]:
+    def fork(self: Token, creator: int, incarnation: int, number: int) -> None:
+        self.hop += 1
+        own = self.member(creator)
+        if own is not None:
+            own.last_hop = self.hop
+        self.hasten()
+
+    return [(Token, "fork", fork)]
+
+
+def _ignore_incarnations() -> list[Patch]:
+    accept = Circulation.accept
+
+    def blind(self: Circulation, now: float, sender: int, offered: Token) -> None:
+        entry = offered.member(self.local)
+        if entry is not None:
+            entry.incarnation = self.incarnation
+        accept(self, now, sender, offered)
+
+    return [(Circulation, "accept", blind), (Circulation, "_objection", lambda self, offered: None)]
+
+
+def _deliver_safe_messages_early() -> list[Patch]:
+    def ready(self: Stream) -> Iterator[Parcel]:
+        pending = self._pending
+        while pending:
+            if pending[0].kind == Kind.VIEW and pending[0].position >= self.stable:
+                return
+            yield pending.popleft()
+
+    return [(Stream, "ready", ready)]
+
+
+def _commit_views_on_receipt() -> list[Patch]:
+    def ready(self: Stream) -> Iterator[Parcel]:
+        pending = self._pending
+        while pending:
+            head = pending[0]
+            if head.kind == Kind.MESSAGES and head.order == Order.SAFE and head.position >= self.stable:
+                return
+            yield pending.popleft()
+
+    return [(Stream, "ready", ready)]
+
+
+def _prune_when_one_has_it() -> list[Patch]:
+    return [(Token, "seen_by_all", lambda self: max(member.last_hop for member in self.members))]
+
+
+def _never_prune() -> list[Patch]:
+    return [(Token, "seen_by_all", lambda self: 0)]
+
+
+def _forget_the_dead_origins_messages() -> list[Patch]:
+    remove = Token.remove
+
+    def hasty(self: Token, node: int) -> None:
+        remove(self, node)
+        for index, parcel in enumerate(self.parcels):
+            if parcel.origin == node and parcel.kind == Kind.MESSAGES:
+                self.parcels[index] = Parcel(
+                    parcel.position, parcel.count, node, 0, Order.AGREED, Kind.CANCELLED, parcel.added_hop, b""
+                )
+
+    return [(Token, "remove", hasty)]
+
+
+def _keep_views_of_unreached_members() -> list[Patch]:
+    def remove(self: Token, node: int) -> None:
+        gone = self.member(node)
+        if gone is not None:
+            index = self.members.index(gone)
+            self.members = self.members[index + 1 :] + self.members[:index]
+
+    return [(Token, "remove", remove)]
+
+
+def _propose_behind_cancelled_views() -> list[Patch]:
+    cancel = Token.cancel
+
+    def cancelled(self: Token, parcel: Parcel) -> Parcel:
+        twin = cancel(self, parcel)
+        twin.added_hop -= 1
+        return twin
+
+    return [(Token, "cancel", cancelled)]
+
+
+def _keep_clashing_view_numbers() -> list[Patch]:
+    def remember(self: Token, after: int, node: int, incarnation: int, view_number: int) -> None:
+        invite(self, after, node, incarnation, 0)
+
+    invite = Token.invite
+    return [(Circulation, "_settle_view_number", lambda self: None), (Token, "invite", remember)]
+
+
+def _do_not_start_over() -> list[Patch]:
+    return [(Circulation, "_start_over", lambda self, offered: None)]
+
+
+def _send_before_the_first_view() -> list[Patch]:
+    load = Circulation._load
+    release = Circulation.release
+
+    def eager(self: Circulation, now: float) -> None:
+        if self.awaiting_view and self.token is not None:
+            load(self, self.token)
+        release(self, now)
+
+    return [(Circulation, "release", eager)]
+
+
+def _merge_without_coming_to_rest() -> list[Patch]:
+    return [(Token, "at_rest", property(lambda self: True))]
+
+
+def _lose_track_of_lost_requests() -> list[Patch]:
+    def forget(self: Circulation, refusal: Any) -> None:
+        self._inflight.clear()
+
+    return [(Circulation, "_lose_inflight", forget)]
+
+
+def _deliver_twice() -> list[Patch]:
+    def take(self: Stream, parcels: Any) -> None:
+        for parcel in parcels:
+            self._pending.append(parcel)
+            self.next_position = max(self.next_position, parcel.position + parcel.count)
+
+    return [(Stream, "take", take)]
+
+
+def _last_in_first_out() -> list[Patch]:
+    put = Outbox.put
+
+    def shuffled(self: Outbox, *arguments: Any) -> Any:
+        refusal = put(self, *arguments)
+        if len(self._small) > 1 and not self._small[0].next:
+            self._small.rotate(1)
+        return refusal
+
+    return [(Outbox, "put", shuffled)]
+
+
+def _invite_nobody() -> list[Patch]:
+    return [(Discovery, "take", lambda self, now: [])]
+
+
+def _hold_on_to_parked_tokens() -> list[Patch]:
+    return [
+        (Circulation, "expire_parked", lambda self, now: None),
+        (Circulation, "adopt_parked", lambda self, now: None),
+    ]
+
+
+def _lease_from_the_last_pass() -> list[Patch]:
+    renew = Circulation._renew_lease
+
+    def generous(self: Circulation, now: float, held: Token) -> None:
+        renew(self, now, held)
+        if self.effects and isinstance(self.effects[-1], TokenVisit):
+            visit = self.effects[-1]
+            self.effects[-1] = visit._replace(lease_until=now + self.timers.failure_after)
+
+    return [(Circulation, "_renew_lease", generous)]
+
+
+def _keep_the_lease_when_others_defect() -> list[Patch]:
+    return [(Circulation, "defected", lambda self, members: None), (Circulation, "revoke_lease", lambda self: None)]
+
+
+def _welcome_everyone_at_once() -> list[Patch]:
+    def invite(self: Token, after: int, node: int, incarnation: int, view_number: int) -> None:
+        self.members = [*self.members, Member(node, incarnation, self.hop, token.JOINER)]
+        self.view_number = max(self.view_number, view_number)
+        self.hasten()
+
+    return [(Token, "invite", invite)]
+
+
+def _vote_against_everyone() -> list[Patch]:
+    return [(admission, "judge", lambda *arguments: Verdict.NO)]
+
+
+MUTATIONS: Mapping[str, tuple[Callable[[], list[Patch]], int]] = {
+    "accept any token": (_accept_any_token, 1),
+    "order tokens by hop alone": (_order_tokens_by_hop_alone, 1),
+    "regenerate in the same epoch": (_regenerate_in_the_same_epoch, 1),
+    "ignore incarnations": (_ignore_incarnations, 1),
+    "deliver safe messages early": (_deliver_safe_messages_early, 1),
+    "commit views on receipt": (_commit_views_on_receipt, 1),
+    "prune when one has it": (_prune_when_one_has_it, 1),
+    "never prune": (_never_prune, 1),
+    "forget the dead origins messages": (_forget_the_dead_origins_messages, 1),
+    "keep views of unreached members": (_keep_views_of_unreached_members, 1),
+    "propose behind cancelled views": (_propose_behind_cancelled_views, 1),
+    "keep clashing view numbers": (_keep_clashing_view_numbers, 1),
+    "do not start over": (_do_not_start_over, 1),
+    "send before the first view": (_send_before_the_first_view, 1),
+    "merge without coming to rest": (_merge_without_coming_to_rest, 1),
+    "lose track of lost requests": (_lose_track_of_lost_requests, 1),
+    "deliver twice": (_deliver_twice, 1),
+    "last in first out": (_last_in_first_out, 1),
+    "invite nobody": (_invite_nobody, 1),
+    "hold on to parked tokens": (_hold_on_to_parked_tokens, 1),
+    "lease from the last pass": (_lease_from_the_last_pass, 1),
+    "keep the lease when others defect": (_keep_the_lease_when_others_defect, 1),
+    "welcome everyone at once": (_welcome_everyone_at_once, 1),
+    "vote against everyone": (_vote_against_everyone, 1),
+}
+"""Name -> (patches, a seed that catches it)."""
+
+
+@contextmanager
+def broken(name: str) -> Iterator[None]:
+    """The product with this break."""
+    with ExitStack() as stack:
+        for target, attribute, replacement in MUTATIONS[name][0]():
+            stack.enter_context(patch.object(target, attribute, replacement))
+        yield
