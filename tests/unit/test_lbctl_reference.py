@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generated documents are those of the commands as they are."""
+
+import re
+import subprocess
+
+from tests.unit.api_support import ROOT
+from tools.lbctl.reference import DOCUMENTS
+
+
+def test_documents_are_up_to_date() -> None:
+    for name, make in DOCUMENTS.items():
+        assert (ROOT / name).read_text() == make(), f"{name} is out of date: python -m tools.lbctl.reference"
+
+
+def test_links_inside_the_api_reference_lead_somewhere() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    headings = {line.lstrip("# ").strip().lower() for line in text.splitlines() if line.startswith("#")}
+    links = set(re.findall(r"\(#([a-z]+)\)", text))
+    assert len(links) > 15
+    assert links <= headings
+
+
+def test_man_page_is_clean_roff() -> None:
+    page = str(ROOT / "docs" / "man" / "lbctl.8")
+    done = subprocess.run(["man", "--warnings", "-l", "-Tutf8", page], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert "vip move" in done.stdout
