@@ -19,7 +19,7 @@ RingMode = Literal["consistent", "fast"]
 PartitionPolicy = Literal["continue", "majority", "critical"]
 ResourceKind = Literal["link", "ping", "arp", "process", "unit", "tcp", "script"]
 
-SCHEDULING_TEXT = "rr:1 to rr:99, nice:-20 to nice:19, or other"
+SCHEDULING_TEXT = "auto, rr:1 to rr:99, nice:-20 to nice:19, or other"
 RING_PORT = 7400
 PIN_DIRECTORY = "bpf"
 
@@ -51,7 +51,9 @@ def is_scheduling(text: str) -> bool:
     policy, _, number = text.partition(":")
     if policy == "rr":
         return number.isdigit() and 1 <= int(number) <= 99
-    return text == "other" or (policy == "nice" and number.removeprefix("-").isdigit() and -20 <= int(number) <= 19)
+    return text in ("auto", "other") or (
+        policy == "nice" and number.removeprefix("-").isdigit() and -20 <= int(number) <= 19
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,8 @@ class Ring(Strict):
     encrypt: bool = described("Encrypt what is sent; it is always authenticated.", default=False)
     scheduling: Annotated[str, Predicate(is_scheduling)] = described(
         "How the kernel schedules the ring's thread: `rr:1` to `rr:99` (real-time with that priority), `nice:-20` to "
-        "`nice:19`, or `other` as everything else.",
-        default="rr:1",
+        "`nice:19`, `other` as everything else, `auto` the best that is permitted.",
+        default="auto",
     )
     peers: dict[str, Peer] = described("The other gateways, by name.", factory=dict)
 

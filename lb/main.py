@@ -13,7 +13,6 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import uvloop
@@ -25,6 +24,7 @@ from lb.config import ConfigError, NodeConfig
 from lb.control import ControlError
 from lb.daemon import AlreadyRunning, Daemon
 from lb.packet_engine import EngineError, detach_path
+from lb.workers import worker_pool
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
 # The interpreter hands the processor from a working thread to the event loop after this time.
@@ -100,7 +100,7 @@ def _run(node: NodeConfig, options: argparse.Namespace) -> int:
 
 async def _serve(daemon: Daemon, *, detach: bool) -> None:
     loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(WORKERS_MAX, thread_name_prefix="lbd"))
+    loop.set_default_executor(worker_pool(daemon.node, WORKERS_MAX, "lbd"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: daemon.spawn(daemon.shut_down(detach=detach), "stop"))
     loop.add_signal_handler(signal.SIGHUP, lambda: daemon.spawn(daemon.reload(), "reload"))

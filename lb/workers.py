@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threads for work that must not hold up the event loop.
+
+With a ring the event loop's thread has a real-time priority. A worker thread holds the interpreter's lock now and
+then; if it were an ordinary thread, a busy machine could take the processor from it just then, and the ring would
+wait for it, token and all (priority inversion). So workers get a real-time priority too, one below the ring's. Child
+processes get none: they hold no lock of ours.
+"""
+
+import contextlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from lb.config import NodeConfig
+
+_AUTOMATIC_PRIORITY = 1
+
+
+def worker_priority(node: NodeConfig) -> int:
+    """The SCHED_RR priority of worker threads; 0: they are ordinary threads."""
+    if node.ring is None:
+        return 0
+    policy, _, level = node.ring.scheduling.partition(":")
+    if policy == "auto":
+        return _AUTOMATIC_PRIORITY
+    return max(1, int(level) - 1) if policy == "rr" else 0
+
+
+def _take_priority(priority: int) -> None:
+    if priority:
+        # Without the permission the ring's own thread does not have it either, and there is nothing to invert.
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+
+
+def worker_pool(node: NodeConfig, count: int, name: str) -> ThreadPoolExecutor:
+    """A pool of at most `count` threads with the priority that the node's workers have."""
+    return ThreadPoolExecutor(
+        count, thread_name_prefix=name, initializer=_take_priority, initargs=(worker_priority(node),)
+    )

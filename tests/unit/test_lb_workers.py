@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worker threads are never below the ring in the eyes of the scheduler, and never above it."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lb.config import Ring
+from lb.workers import worker_pool, worker_priority
+from tests.unit.lb_paths import node_config
+
+# The ring's scheduling, and the priority of the workers.
+PRIORITIES = [("auto", 1), ("rr:1", 1), ("rr:5", 4), ("nice:-10", 0), ("other", 0)]
+
+
+@pytest.mark.parametrize(("scheduling", "priority"), PRIORITIES)
+def test_priority_follows_the_ring(tmp_path: Path, scheduling: str, priority: int) -> None:
+    node = replace(node_config(tmp_path), ring=Ring(("10.0.0.1",), "key", scheduling=scheduling))
+    assert worker_priority(node) == priority
+
+
+def test_alone_no_thread_is_real_time(tmp_path: Path) -> None:
+    assert worker_priority(node_config(tmp_path)) == 0
+
+
+def test_threads_have_it_and_their_children_do_not(tmp_path: Path) -> None:
+    node = replace(node_config(tmp_path), ring=Ring(("10.0.0.1",), "key", scheduling="rr:3"))
+    command = [sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"]
+    with worker_pool(node, 1, "test") as pool:
+        policy = pool.submit(os.sched_getscheduler, 0).result() & ~os.SCHED_RESET_ON_FORK
+        level = pool.submit(os.sched_getparam, 0).result().sched_priority
+        child = pool.submit(subprocess.check_output, command, text=True).result()
+    assert (policy, level) == (os.SCHED_RR, 2)
+    assert int(child) == os.SCHED_OTHER
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER, "the caller's own thread is left alone"
