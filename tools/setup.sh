@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 PACKAGES="python3 python3-venv python3-bpfcc linux-libc-dev libbpf1
   iproute2 nftables ethtool tcpdump curl wrk nginx-light haproxy iputils-ping gcc libc6-dev procps
   keepalived conntrackd conntrack libnetfilter-conntrack-dev corosync libcpg-dev
-  spin chromium prometheus systemd"
+  spin chromium prometheus systemd man-db"
 
 missing=""
 for package in $PACKAGES; do
