@@ -20,6 +20,7 @@ from tools.decode.describe import describe, describe_token, understand
 MESSAGES_MAX: Final = 256  # under assembly; the oldest is forgotten beyond that
 SEEN_MAX: Final = 65536  # chunks remembered to tell repetitions
 ChunkName = tuple[int, int, int, int]  # source, its incarnation, destination, sequence
+DatagramName = tuple[int, int, int, int, int]  # and the kind
 
 
 class Line(NamedTuple):
@@ -61,7 +62,7 @@ class Timeline:
         self._gap_s = gap_s
         self._messages: dict[tuple[int, int, int, int], Assembly] = {}
         self._slices: dict[ChunkName, dict[int, bytes]] = {}
-        self._seen: dict[ChunkName, None] = {}
+        self._seen: dict[ChunkName | DatagramName, None] = {}
         self._ciphers: dict[tuple[int, int, int, bool], Cipher] = {}
         self._token_at: float | None = None
         self._ring: list[int] = []
@@ -86,6 +87,8 @@ class Timeline:
         try:
             if prefix.kind in (wire.WHOLE, wire.SEGMENT):
                 yield from self._chunk(time, prefix, data)
+            elif self._again(prefix):
+                yield self._line(time, prefix, f"datagram {prefix.sequence} again", detail=True)
             elif prefix.kind == wire.UNRELIABLE:
                 payload = self._open(prefix, data, wire.PREFIX_LENGTH + 1)
                 yield self._line(time, prefix, describe(wire.decode_unreliable(data), payload))
@@ -118,12 +121,22 @@ class Timeline:
             return
         else:
             payload = self._open(prefix, data, wire.CHUNK_LENGTH)
-        self._seen[name] = None
-        if len(self._seen) > SEEN_MAX:
-            self._seen.pop(next(iter(self._seen)))
+        self._remember(name)
         message = self._join(prefix, header, payload)
         if message is not None:
             yield from self._message(time, prefix, header.channel, message)
+
+    def _again(self, prefix: Prefix) -> bool:
+        """Whether a datagram that is sent once is seen twice: over two paths, or on two interfaces."""
+        name = (prefix.source, prefix.source_incarnation, prefix.destination, prefix.sequence, prefix.kind)
+        known = name in self._seen
+        self._remember(name)
+        return known
+
+    def _remember(self, name: ChunkName | DatagramName) -> None:
+        self._seen[name] = None
+        if len(self._seen) > SEEN_MAX:
+            self._seen.pop(next(iter(self._seen)))
 
     def _segment(self, name: ChunkName, prefix: Prefix, header: ChunkHeader, data: bytes) -> bytes | None:
         """The chunk's payload once all slices have been seen."""
