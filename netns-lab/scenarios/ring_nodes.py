@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -130,9 +131,7 @@ class Ring:
         """Wait until all running nodes are one ring with complete copies."""
         self.await_view(sorted(self.nodes))
         for number, node in self.nodes.items():
-            eventually(
-                lambda n=node: n.all("complete") and n.all("complete")[-1]["complete"], f"node {number} complete"
-            )
+            eventually(partial(_is_complete, node), f"node {number} complete")
 
     def await_view(self, members: list[int], timeout: float = FORM_TIMEOUT_S) -> None:
         """Wait until each of these is in a view of exactly these."""
@@ -154,7 +153,7 @@ class Ring:
     def assert_same_order(self, said: set[str], timeout: float = 20.0) -> None:
         """All of it comes everywhere, once, in one order, and in the order in which each origin said it."""
         for number, node in self.nodes.items():
-            eventually(lambda n=node: said <= set(n.texts()), f"all {len(said)} messages at node {number}", timeout)
+            eventually(partial(_has_said, node, said), f"all {len(said)} messages at node {number}", timeout)
         first, *others = [[text for text in node.texts() if text in said] for node in self.nodes.values()]
         assert len(first) == len(said)
         assert all(other == first for other in others)
@@ -178,6 +177,15 @@ class Ring:
         """Feed nft in a node's namespace."""
         enter = ["nsenter", f"--net=/run/netns/{self.network.namespace(node)}"]
         subprocess.run([*enter, "nft", "-f", "-"], input=text, text=True, check=True)
+
+
+def _is_complete(node: RingNode) -> bool:
+    told = node.all("complete")
+    return bool(told) and bool(told[-1]["complete"])
+
+
+def _has_said(node: RingNode, said: set[str]) -> bool:
+    return said <= set(node.texts())
 
 
 def eventually(holds: Callable[[], Any], what: str | Callable[[], str], timeout: float = FORM_TIMEOUT_S) -> None:

@@ -7,9 +7,11 @@ import subprocess
 import pytest
 from netlab import cluster, faults, services
 from netlab.lab import Argument, Lab, LabMaker, eventually
-from netlab.topology import HTTP_PORT
+from netlab.topology import CROSS_FAMILY_HTTP_PORT
 
 CONNECTIONS = 600
+# The backends listen there, and no service of the topology translates to it.
+PORT = CROSS_FAMILY_HTTP_PORT
 SHARE_MIN = 0.2
 
 # Drops whatever it has not seen begin from outside: half a connection does not pass.
@@ -51,7 +53,7 @@ def opened(lab: Lab) -> dict[str, int]:
 def test_every_connection_passes_a_stateful_firewall_and_all_gateways_share(lab: Lab) -> None:
     before = opened(lab)
     backend = lab.topology.node("b1").address("inside", 4)
-    report = lab.measure("http_load", backend, HTTP_PORT, "--connections", CONNECTIONS, "--concurrency", 32)
+    report = lab.measure("http_load", backend, PORT, "--connections", CONNECTIONS, "--concurrency", 32)
     assert (report["failed"], report["requests"]) == (0, CONNECTIONS), report
     begun = {name: count - before[name] for name, count in opened(lab).items()}
     assert sum(begun.values()) == CONNECTIONS, f"connections began on more than one gateway: {begun}"
@@ -65,7 +67,7 @@ def test_a_download_through_the_cluster_survives_leave_and_join(lab: Lab) -> Non
     digest = services.make_content(lab.directory, "16m", 16 << 20)
     backend = lab.topology.node("b2").address("inside", 4)
     options: list[Argument] = ["--path", "/slow/16m", "--count", 8, "--sha256", digest]
-    with lab.traffic("downloads", backend, HTTP_PORT, *options) as downloads:
+    with lab.traffic("downloads", backend, PORT, *options) as downloads:
         eventually(lambda: moving(lab))
         faults.set_links(lab, "gw2", up=False)
         cluster.wait_for_owners(lab, ["gw1", "gw3"], but=["gw2"])
@@ -76,5 +78,5 @@ def test_a_download_through_the_cluster_survives_leave_and_join(lab: Lab) -> Non
 
 
 def moving(lab: Lab) -> bool:
-    command = ["ss", "-Htn", "state", "established", f"dport = :{HTTP_PORT}"]
+    command = ["ss", "-Htn", "state", "established", f"dport = :{PORT}"]
     return len(lab.run("client", command).stdout.splitlines()) >= 8
