@@ -49,7 +49,8 @@ class Timers:
     turn_idle: float
     """One turn of an idle token."""
     hungry: float
-    """Without the token for that long: starving, call 911. ``hungry_per_member`` is added per member."""
+    """Without the token for that long (or 1.4 of the last turn, if that is more): starving, call 911.
+    ``hungry_per_member`` is added per member."""
     hungry_per_member: float
     starving: float
     """Call again."""
@@ -86,7 +87,7 @@ class RingConfig:
     turn_idle_ms: float | None = None
     """Turn of an idle token; default 0.375 of the failure budget. Longer costs less CPU and detects later."""
     hungry_ms: float | None = None
-    """Default 0.75 of the failure budget."""
+    """Least time without the token before 911; default 0.55 of the failure budget. A slow ring waits longer."""
     beacon_ms: float = 250.0
     visit_bytes_max: int = 1 << 20
     """Payload a node may add to the token per visit."""
@@ -108,7 +109,7 @@ class RingConfig:
     def timers(self) -> Timers:
         budget = self.failure_detection_ms / 1000
         turn = 0.375 * budget if self.turn_idle_ms is None else self.turn_idle_ms / 1000
-        hungry = 0.75 * budget if self.hungry_ms is None else self.hungry_ms / 1000
+        hungry = 0.55 * budget if self.hungry_ms is None else self.hungry_ms / 1000
         return Timers(
             failure_after=budget,
             turn_idle=turn,

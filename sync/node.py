@@ -51,6 +51,7 @@ from sync.ring.messages import (
 from sync.ring.multicast import RelayTag
 from sync.ring.token import Token
 from sync.transport.effects import Arrived, Backlogged, Delivered, Randomness, Transmit, TransportConfig, Undelivered
+from sync.transport.effects import Reason as Lost
 from sync.transport.transport import Transport
 
 RELAY_PATIENCE = 10
@@ -143,7 +144,7 @@ class Node:
         self._transport_effects: dict[type, Callable[[Any], None]] = {
             Arrived: self._on_arrived,
             Delivered: self._on_delivered,
-            Undelivered: lambda effect: self._on_undelivered(effect.handle),
+            Undelivered: lambda effect: self._on_undelivered(effect.handle, effect.reason is Lost.RESTARTED),
             Transmit: self._transmit.append,
         }
 
@@ -243,11 +244,11 @@ class Node:
         if ring.leaving_done and ring.passed_acknowledged:
             self._gone()
 
-    def _on_undelivered(self, handle: int) -> None:
+    def _on_undelivered(self, handle: int, restarted: bool = False) -> None:
         ring = self._ring
-        if ring.undelivered(self._now, handle):
+        if ring.undelivered(self._now, handle, restarted):
             self._check_left_behind()
-        self._admission.undelivered(self._now, handle)
+        self._admission.undelivered(self._now, handle, restarted)
         if (tag := self._direct.pop(handle, None)) is not None:
             ring.effects.append(Refused(tag, Refusal.UNREACHABLE))
         for relay_id, relay in list(self._relays.items()):
@@ -303,10 +304,10 @@ class Node:
             return
         refusal = self._objection()
         if refusal is None:
-            refusal = ring.outbox.put(event.tag, event.channel, event.order, event.payloads, event.bulk)
+            refusal = ring.outbox.put(event.tag, event.channel, event.order, event.payloads, event.bulk, event.urgent)
         if refusal is not None:
             ring.effects.append(Refused(event.tag, refusal))
-        elif event.urgent:
+        elif ring.outbox.urgent:
             ring.ask_haste(self._now)
 
     def _objection(self) -> Refusal | None:

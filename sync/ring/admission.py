@@ -116,13 +116,17 @@ class Admission:
         assert copy is not None
         others = [member.id for member in copy.members if member.id != ring.local]
         calling = self._calling = Calling(self._call_id, others)
-        call = Call(self._call_id, True, True, copy.epoch, copy.hop, ring.view_number, len(copy.members))
         for peer in others:
-            if peer in ring.eligible:
-                calling.handles[ring.control(now, peer, call)] = peer
-            else:
-                calling.failed(peer)
+            self._send_call(now, calling, peer)
         self._check_granted(now)
+
+    def _send_call(self, now: float, calling: Calling, peer: int) -> None:
+        ring, copy = self._ring, self._ring.token
+        if copy is not None and peer in ring.eligible:
+            call = Call(calling.id, True, True, copy.epoch, copy.hop, ring.view_number, len(copy.members))
+            calling.handles[ring.control(now, peer, call)] = peer
+        else:
+            calling.failed(peer)
 
     def _drop_call(self) -> None:
         if self._calling is not None:
@@ -130,12 +134,17 @@ class Admission:
                 self._ring.link.cancel(handle)
         self._calling = None
 
-    def undelivered(self, now: float, handle: int) -> None:
+    def undelivered(self, now: float, handle: int, restarted: bool) -> None:
+        """``restarted``: it went to an incarnation that is gone; the one that is there now must be asked too."""
         self._ring.discovery.unacknowledged(handle)
         calling = self._calling
-        if calling is not None and (peer := calling.handles.pop(handle, None)) is not None:
+        if calling is None or (peer := calling.handles.pop(handle, None)) is None:
+            return
+        if restarted:
+            self._send_call(now, calling, peer)
+        else:
             calling.failed(peer)
-            self._check_granted(now)
+        self._check_granted(now)
 
     def delivered(self, now: float, handle: int) -> None:
         ring = self._ring

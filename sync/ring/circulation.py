@@ -100,6 +100,7 @@ class Circulation:
         self.counters: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self._epoch_number = 0
         self._last_pass = -inf
+        self._last_visit = now
         self._promised = True
         """No member of the view is known to follow another branch."""
         self._genuine = False
@@ -269,9 +270,8 @@ class Circulation:
         return bool(
             self.local != token.resting_place
             or token.hop < token.busy_until
-            or token.parcels
             or self.haste
-            or self.outbox
+            or self.outbox.urgent
             or self.leaving
             or self.parked is not None
             or self.discovery.waiting
@@ -322,7 +322,10 @@ class Circulation:
         self.passed_acknowledged = False
         self.states.on_token(TokenEvent.PASS)
         self.trace(Reason.TOKEN_PASSED, peer, token)
-        hungry = timers.hungry + members * timers.hungry_per_member
+        # A loaded ring turns more slowly than an idle one; what it took last time is no reason for alarm.
+        turn = min(1.4 * (now - self._last_visit), 2 * timers.failure_after)
+        self._last_visit = now
+        hungry = max(timers.hungry, turn) + members * timers.hungry_per_member
         self.hungry_until = now + hungry
         self.eating_until = inf
         if self._genuine:
@@ -403,6 +406,8 @@ class Circulation:
     def _load(self, token: Token) -> None:
         if not self.outbox:
             return
+        if self.outbox.urgent:
+            token.hasten()
         parcels = []
         for load in self.outbox.take(TOKEN_BYTES_MAX - token.payload_bytes()):
             parcel = token.append(self.local, load.channel, load.order, load.messages, load.body)
@@ -442,11 +447,19 @@ class Circulation:
         if self.passed is not None and self.passed.handle == handle:
             self.passed_acknowledged = True
 
-    def undelivered(self, now: float, handle: int) -> bool:
-        """Failure on delivery; True when it concerned the token."""
-        passed = self.passed
-        if passed is None or passed.handle != handle:
+    def undelivered(self, now: float, handle: int, restarted: bool) -> bool:
+        """Failure on delivery; True when it concerned the token.
+
+        ``restarted``: it went to an incarnation of the peer that is gone. The token may name the new one: send it
+        again; a node it does not name refuses it at once.
+        """
+        passed, token = self.passed, self.token
+        if passed is None or token is None or passed.handle != handle:
             return False
+        if restarted:
+            again = self.link.send(now, passed.peer, CHANNEL_TOKEN, encode_token(token, passed.hop))
+            self.passed = passed._replace(handle=again)
+            return True
         self.exclude(now, passed.peer, Reason.PEER_UNREACHABLE)
         return True
 
@@ -480,7 +493,7 @@ class Circulation:
         self.passed_acknowledged = True
         self.hungry_until = inf
         self.states.on_token(TokenEvent.DELIVERY_FAILED)
-        self.discovery.failed(peer, now)
+        self._lost(now, {peer})
         self._fork({peer})
         self.release(now)
         self.deliver()
@@ -489,11 +502,17 @@ class Circulation:
         """The 911 was granted."""
         self.trace(Reason.TOKEN_REGENERATED, 0)
         self.states.on_token(TokenEvent.GRANT)
-        for peer in without:
-            self.discovery.failed(peer, now)
+        self._lost(now, without)
         self._fork(without)
         self.release(now)
         self.deliver()
+
+    def _lost(self, now: float, peers: set[int]) -> None:
+        """These could not be reached: remember it, and call them back soon in case it was a mistake."""
+        for peer in peers:
+            entry = self.token.member(peer) if self.token is not None else None
+            self.discovery.failed(peer, now, invited=entry is not None and bool(entry.flags & JOINER))
+        self.discovery.next_beacon = min(self.discovery.next_beacon, now + self.timers.failure_after)
 
     def _fork(self, without: set[int]) -> None:
         token = self.token

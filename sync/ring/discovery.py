@@ -17,6 +17,10 @@ from sync.ring.messages import Verdict
 DAMPING_FORGET = 5.0
 """Seconds after which a failed invitation no longer counts."""
 
+FREE_INVITATIONS = 1
+FREE_EXCLUSIONS = 3
+"""So many failures within ``DAMPING_FORGET`` have no consequence."""
+
 
 @dataclass(slots=True)
 class Newcomer:
@@ -91,11 +95,15 @@ class Discovery:
         damping = self._damping.get(node)
         return damping is None or now >= damping.until
 
-    def failed(self, node: int, now: float) -> None:
-        """Delivery to this node failed: from the second time within seconds on, leave it alone, longer each time."""
+    def failed(self, node: int, now: float, *, invited: bool) -> None:
+        """Delivery to this node failed: if that goes on, leave it alone for a while, longer each time.
+
+        ``invited``: it was an invitation that failed; a member may have been excluded by mistake and has more credit.
+        """
         damping = self._damping.get(node)
-        failures = damping.failures + 1 if damping is not None and now < damping.forget else 0
-        pause = 0.0 if not failures else min(self._timers.failure_after * 2**failures, self._timers.damping_max)
+        failures = damping.failures + 1 if damping is not None and now < damping.forget else 1
+        excess = failures - (FREE_INVITATIONS if invited else FREE_EXCLUSIONS)
+        pause = min(self._timers.failure_after * 2**excess, self._timers.damping_max) if excess > 0 else 0.0
         self._damping[node] = _Damping(failures, now + pause, now + pause + DAMPING_FORGET)
 
 

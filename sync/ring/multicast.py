@@ -18,6 +18,9 @@ from sync.ring.token import Kind, Parcel
 PARCELS_PER_VISIT_MAX = 12
 """12 parcels of each of 255 nodes fit the token's limit."""
 
+MUCH_BYTES = 65536
+"""So much payload hurries the token even if none of it is urgent."""
+
 
 class RelayTag(NamedTuple):
     """Names a request that is carried out for a node outside of the ring."""
@@ -39,7 +42,7 @@ class Limits(NamedTuple):
 
 
 class _Request:
-    __slots__ = ("bytes", "channel", "first", "next", "order", "payloads", "tag")
+    __slots__ = ("bytes", "channel", "next", "order", "payloads", "tag")
 
     def __init__(self, tag: Tag, channel: int, order: Order, payloads: Sequence[Payload], size: int) -> None:
         self.tag = tag
@@ -74,13 +77,17 @@ class Outbox:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.bytes = 0
+        self.urgent = False
+        """Something in it is urgent, or there is much of it: the token should hurry."""
         self._small: deque[_Request] = deque()
         self._bulk: deque[_Request] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._small or self._bulk)
 
-    def put(self, tag: Tag, channel: int, order: Order, payloads: Sequence[Payload], bulk: bool) -> Refusal | None:
+    def put(
+        self, tag: Tag, channel: int, order: Order, payloads: Sequence[Payload], bulk: bool, urgent: bool = True
+    ) -> Refusal | None:
         """Queue a request, or say why not."""
         sizes = [len(payload) for payload in payloads]
         size = sum(sizes)
@@ -91,6 +98,7 @@ class Outbox:
         if full or len(self._small) + len(self._bulk) >= limits.queue_requests:
             return Refusal.QUEUE_FULL
         self.bytes += size
+        self.urgent = self.urgent or urgent or self.bytes >= MUCH_BYTES
         (self._bulk if bulk else self._small).append(_Request(tag, channel, order, payloads, size))
         return None
 
@@ -106,9 +114,11 @@ class Outbox:
             while queue and room > 0 and len(loads) < PARCELS_PER_VISIT_MAX:
                 load, used = self._fill(queue, room, force and not loads)
                 if load is None:
-                    return loads
+                    room = 0
+                    break
                 loads.append(load)
                 room -= used
+        self.urgent = self.bytes >= MUCH_BYTES or (self.urgent and bool(self))
         return loads
 
     def _fill(self, queue: deque[_Request], room: int, force: bool) -> tuple[Load | None, int]:

@@ -209,7 +209,6 @@ class Token:
         parcel = Parcel(self.next_position, count, origin, channel, order, kind, self.hop, body)
         self.next_position += count
         self.parcels.append(parcel)
-        self.hasten()
         return parcel
 
     def hasten(self) -> None:
@@ -245,6 +244,7 @@ class Token:
             # Nobody is left of those who had the group's state: one member's becomes the group's.
             joined -= {members[0][0]}
         proposal = Proposal(self.view_number, serving, members, joined)
+        self.hasten()
         for index, parcel in enumerate(self.parcels):
             if parcel.kind == Kind.CANCELLED and parcel.added_hop == self.hop:
                 twin = Parcel(parcel.position, 1, proposer, 0, order, Kind.VIEW, self.hop, proposal.encode())
