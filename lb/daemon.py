@@ -25,13 +25,14 @@ from lb.engine_driver import EngineDriver
 from lb.engine_plan import Health, Hop
 from lb.events import Event, Journal, to_plain
 from lb.health.board import HealthBoard
-from lb.maintenance import LoopLag, Sweeps
+from lb.maintenance import LoopLag, PathWatch, Sweeps
 from lb.metrics import Registry
 from lb.model import ClusterConfig, IpAddress
 from lb.neighbours import Neighbours
 from lb.notify import Notifier
 from lb.own_addresses import OwnAddresses
-from lb.packet_engine import Attached, PacketEngine, attach_path, detach_path, open_path
+from lb.packet_engine import PacketEngine
+from lb.packet_path import Attached, attach_path, detach_path, open_path
 from lb.single_node import SingleNode
 from lb.store import ConfigStore, FileStore
 
@@ -102,7 +103,7 @@ class Daemon:
         self.neighbours = Neighbours(self._hops_changed)
         methods.register(self)
         self.sweeps = Sweeps(self)
-        self.components = [self._cluster_component(), OwnAddresses(self), self.sweeps]
+        self.components = [self._cluster_component(), OwnAddresses(self), self.sweeps, PathWatch(self)]
         await self.driver.start()
         self._follow_store()
         # Maps first, program last: from its first packet on the path knows everything.

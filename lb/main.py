@@ -23,7 +23,8 @@ from lb import __version__, validate
 from lb.config import ConfigError, NodeConfig
 from lb.control import ControlError
 from lb.daemon import AlreadyRunning, Daemon
-from lb.packet_engine import EngineError, detach_path
+from lb.packet_engine import EngineError
+from lb.packet_path import detach_path
 from lb.workers import worker_pool
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work that comes round: sweeping connections, and measuring how late the event loop is."""
+"""Work that comes round: sweeping connections, seeing that the packet path is in place, measuring the event loop."""
 
 import asyncio
 import logging
@@ -7,7 +7,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from ebpf.loader import LoaderError
+from lb.events import Event
 from lb.metrics import Registry
+from lb.packet_path import attach_path, lost_interfaces
 from lb.sweeper import Census, corrected_loads, sweep
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 LAG_PROBE_SECONDS = 0.2
 LAG_WINDOW = 50
 FULL_CHECK_SECONDS = 1.0
+PATH_CHECK_SECONDS = 2.0
 log = logging.getLogger("lb.maintenance")
 
 
@@ -68,7 +72,8 @@ class Sweeps:
     def _sweep(self) -> Census:
         engine = self._daemon.engine
         timeouts = self._daemon.store.current.timeouts
-        census = sweep((engine.maps.connections, engine.maps.half_open), timeouts, int(time.monotonic()))
+        maps, node = (engine.maps.connections, engine.maps.half_open), self._daemon.node.node.id
+        census = sweep(maps, timeouts, int(time.monotonic()), node)
         counted = self._counted()
         if counted:
             engine.maps.target_load.update(*corrected_loads(census, counted))
@@ -101,3 +106,42 @@ class Sweeps:
         loads = self._daemon.engine.maps.target_load
         found = {target: loads.get(target) for target in limits}
         return frozenset(t for t, load in found.items() if load is not None and int(load["active"]) >= limits[t])
+
+
+class PathWatch:
+    """Sees that the program stays on the interfaces, and puts it back where it was lost."""
+
+    name = "packet path"
+
+    def __init__(self, daemon: "Daemon") -> None:
+        self._daemon = daemon
+        self._refusal = ""
+
+    async def start(self) -> None:
+        self._daemon.spawn(self._watch(), self.name)
+
+    async def stop(self, planned: bool) -> None:
+        """The background task ends with the daemon."""
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(PATH_CHECK_SECONDS)
+            lost = await asyncio.to_thread(lost_interfaces, self._daemon.attached)
+            if lost:
+                await self._put_back(", ".join(lost))
+
+    async def _put_back(self, names: str) -> None:
+        try:
+            self._daemon.attached = await asyncio.to_thread(attach_path, self._daemon.node)
+        except LoaderError as error:
+            if str(error) != self._refusal:
+                self._refusal = str(error)
+                self._report("error", f"the packet path is gone from {names} and cannot be put back: {error}", names)
+            return
+        self._refusal = ""
+        self._report(
+            "warning", f"the packet path was gone from {names} (taken off, or the interface made anew): put back", names
+        )
+
+    def _report(self, severity: str, message: str, names: str) -> None:
+        self._daemon.report(Event("engine.lost", message, subject=names, severity=severity))

@@ -6,20 +6,17 @@ packets never notice. All calls are synchronous system calls of some microsecond
 milliseconds: call from a worker thread, one at a time (`lock`); `lb.daemon` does so.
 """
 
-import contextlib
-import hashlib
 import ipaddress
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ebpf import layout, libbpf, loader
+from ebpf import layout, libbpf
 from ebpf.layout import SLOT_TARGET_MASK, AddressFlag, Setting
 from ebpf.maps import Map, Maps, create_table
 from lb.config import NodeConfig
@@ -49,14 +46,6 @@ PROGRAM_STAMP = "program.digest"
 
 class EngineError(Exception):
     """The packet path could not be changed; the text names the map and the remedy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """An interface with the packet path on it."""
-
-    name: str
-    mode: str
 
 
 class PacketEngine:
@@ -359,60 +348,3 @@ def _read_rows(source: Map) -> dict[int, bytes]:
     values = values.astype(source.spec.value)
     used = np.flatnonzero(values.view(np.uint8).reshape(len(values), -1).any(axis=1))
     return {int(index): values[index].tobytes() for index in used}
-
-
-# --- bringing the path in and taking it out --------------------------------------------------------------------------
-
-
-def open_path(node: NodeConfig) -> Maps:
-    """The pinned maps of this node, made if they are missing. Blocks. Raises loader.LoaderError,
-    LayoutMismatchError."""
-    loader.ensure_bpffs(node.bpffs)
-    sizes = {"connections": node.engine.connections_max, "half_open": node.engine.half_open_max}
-    return loader.create_maps(node.pins / "maps", sizes)
-
-
-def attach_path(node: NodeConfig) -> list[Attached]:
-    """Puts this version's program on every interface. Blocks, for some seconds if it has to be compiled.
-
-    A program that runs already is replaced in one step, without a gap. Raises loader.LoaderError.
-    """
-    digest, stamp = source_digest(), node.run_dir / PROGRAM_STAMP
-    is_current = loader.current_programs(node.pins) is not None and _read_stamp(stamp) == digest
-    if not is_current:
-        loader.load_programs(node.pins)
-    attached = []
-    for interface in node.interfaces:
-        done = loader.attach(interface.name, node.pins, loader.Mode(interface.xdp))
-        attached.append(Attached(done.interface, str(done.mode)))
-    loader.drop_old_versions(node.pins)
-    stamp.write_text(digest)
-    return attached
-
-
-def source_digest() -> str:
-    """Changes with everything that the compiled program depends on in this package."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(Path(loader.__file__).parent.iterdir()):
-        if path.suffix in (".c", ".h") or path.name in ("compile.py", "layout.py", "maps.py"):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _read_stamp(path: Path) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""
-
-
-def detach_path(node: NodeConfig) -> list[str]:
-    """Takes the program off every interface and forgets maps and connections; returns the interfaces it was on."""
-    names = [interface.name for interface in node.interfaces if loader.detach(interface.name, node.pins)]
-    loader.remove(node.pins)
-    (node.run_dir / PROGRAM_STAMP).unlink(missing_ok=True)
-    # The kernel puts files of its own into a BPF file system; only directories are gateways.
-    if libbpf.is_bpffs(node.bpffs) and not any(path.is_dir() for path in node.bpffs.iterdir()):
-        with contextlib.suppress(OSError):  # mounted by the service manager, outside of our mount namespace
-            libbpf.unmount(node.bpffs)
-    return names

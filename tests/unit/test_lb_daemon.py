@@ -163,6 +163,15 @@ def test_vips_follow_the_configuration(lbd: Lbd, wire: Pair) -> None:
     assert eventually(lambda: lbd.call("vips")[0]["state"] == "unplaced")
 
 
+def test_path_taken_off_by_hand_is_put_back_and_told(lbd: Lbd, wire: Pair) -> None:
+    lbd.start()
+    off = ["nsenter", f"--net=/run/netns/{wire.left}", "ip", "link", "set", "dev", "wire", "xdpgeneric", "off"]
+    subprocess.run(off, check=True)
+    assert lbd.xdp_program() == 0
+    assert eventually(lambda: lbd.xdp_program() != 0)
+    assert eventually(lambda: any(event["kind"] == "engine.lost" for event in lbd.call("events")))
+
+
 def test_second_daemon_is_refused(lbd: Lbd) -> None:
     lbd.start()
     second = lbd.run("--no-children")
