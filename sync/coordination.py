@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from .data import OutcomeUnknown, Requester, RequestRefused, succeeded
+from .data import OutcomeUnknown, Requester, RequestRefused, Transaction, succeeded
 from .shared import BarrierMode, Done, Granted, Kind, Operation, Passed, Refusal, SharedData, Taken
 from .shared.leases import Held
 from .shared.limits import LEASE_MS_MAX, LEASE_MS_MIN
@@ -256,3 +256,37 @@ class Taking:
             await self._coordinator.request(Kind.ACKNOWLEDGE, self._name, self._ticket)
         else:
             await self._coordinator.request(Kind.WITHDRAW, self._ticket)
+
+
+class Coordination:
+    """The part of a Ring that hands out the primitives."""
+
+    _coordinator: Coordinator
+
+    def transaction(self) -> Transaction:
+        """Several writes that take effect together; see Transaction."""
+        return Transaction(self._coordinator)
+
+    def lock(self, name: str, *, lease_s: float = LEASE_S, wait: bool = True) -> Lock:
+        """A named lock; see Lock."""
+        return Lock(self._coordinator, name, lease_s, wait)
+
+    def election(self, name: str, *, lease_s: float = LEASE_S) -> Election:
+        """Leader election; see Election."""
+        return Election(self._coordinator, name, lease_s)
+
+    def counter(self, name: str) -> Counter:
+        """A shared counter; see Counter."""
+        return Counter(self._coordinator, name)
+
+    def queue(self, name: str) -> Queue:
+        """A shared FIFO queue; see Queue."""
+        return Queue(self._coordinator, name)
+
+    def first_comer(self, name: str) -> FirstComer:
+        """A barrier at which one acts and the others wait; see FirstComer."""
+        return FirstComer(self._coordinator, name)
+
+    async def barrier(self, name: str, parties: int = 0) -> bool:
+        """Wait until `parties` requests (0: every member) are here; True for the first."""
+        return await wait_for_all(self._coordinator, name, parties)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who runs when: the priority of the ring's threads, and how late its loop wakes up."""
+
+import contextlib
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from math import inf
+
+AUTOMATIC = ("rr:1", "nice:-10", "other")
+LAG_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 500)
+
+
+def set_scheduling(wish: str) -> None:
+    """Set the calling thread's to "other", "nice:-10", "rr:5", or with "auto" to the best that is permitted.
+
+    Without a real-time priority a busy neighbour on the machine can delay a hop of the token by tens of milliseconds.
+    Child processes do not inherit it. Raises ValueError for anything else, PermissionError without the right to
+    (never for "auto").
+    """
+    policy, _, level = wish.partition(":")
+    if wish == "auto":
+        for choice in AUTOMATIC:
+            with contextlib.suppress(PermissionError):
+                set_scheduling(choice)
+                return
+    elif policy == "rr":
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(int(level or 1)))
+    elif policy == "nice":
+        os.setpriority(os.PRIO_PROCESS, 0, int(level))
+    elif wish != "other":
+        raise ValueError(f'scheduling {wish!r} is not known: write "auto", "other", "nice:-10" or "rr:5"')
+
+
+def worker_pool(wish: str, workers: int) -> ThreadPoolExecutor:
+    """Threads with the ring's priority, for work beside it in the same process.
+
+    A thread of lower priority that is pushed off its core while it holds the interpreter's lock would hold up the
+    ring for as long as it is off. (Where the ring got less than it wished for, so do the workers.)
+    """
+
+    def begin() -> None:
+        with contextlib.suppress(PermissionError):
+            set_scheduling(wish)
+
+    return ThreadPoolExecutor(workers, thread_name_prefix="worker", initializer=begin)
+
+
+class LoopLag:
+    """How late timers fired: the worst, and how many within which bound."""
+
+    def __init__(self) -> None:
+        self.max_s = 0.0
+        self._counts: Counter[float] = Counter()
+
+    def add(self, lag_s: float) -> None:
+        """One timer."""
+        self.max_s = max(self.max_s, lag_s)
+        self._counts[next((bound for bound in LAG_BOUNDS_MS if lag_s * 1000 <= bound), inf)] += 1
+
+    def figures(self) -> dict[str, float]:
+        """For stats()."""
+        figures: dict[str, float] = {f"loop_lag_within_{b:g}_ms": n for b, n in self._counts.items() if b != inf}
+        figures[f"loop_lag_above_{LAG_BOUNDS_MS[-1]}_ms"] = self._counts[inf]
+        figures["loop_lag_max_ms"] = self.max_s * 1000
+        return figures
