@@ -169,6 +169,13 @@ class Ring:
         """Drop what arrives at a node and matches an nft expression."""
         self.nft(node, f"table inet faults {{ chain in {{ type filter hook input priority 0; {rule} drop; }}\n}}")
 
+    def await_link(self, node: int, link: int) -> None:
+        """Wait until the node hears all others on a link again."""
+        enter = ["nsenter", f"--net=/run/netns/{self.network.namespace(node)}"]
+        for other in self.nodes.keys() - {node}:
+            ping = [*enter, "ping", "-c", "1", "-W", "1", self.network.address(other, link)]
+            eventually(partial(_succeeds, ping), f"node {node} reaching node {other} on link {link}")
+
     def heal(self, node: int) -> None:
         """Take the node's faults away."""
         self.nft(node, "delete table inet faults")
@@ -182,6 +189,10 @@ class Ring:
 def _is_complete(node: RingNode) -> bool:
     told = node.all("complete")
     return bool(told) and bool(told[-1]["complete"])
+
+
+def _succeeds(command: list[str]) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _has_said(node: RingNode, said: set[str]) -> bool:

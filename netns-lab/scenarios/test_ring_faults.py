@@ -67,6 +67,7 @@ def test_with_two_links_one_may_be_cut_unnoticed(tmp_path: Path) -> None:
             ring.network.cut(node, link)
             ring.assert_same_order(ring.say_everywhere(20, first=20 * link))
             ring.network.mend(node, link)
+            ring.await_link(node, link)
         assert len(ring.nodes[1].all("view")) == views, "a view change although every node was reachable"
 
 
