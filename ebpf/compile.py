@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the packet path with BCC, has the kernel verify it, pins it, and exits: the only module that imports bcc.
+"""Compiles a program with BCC and exits: the only module that imports bcc.
 
 A child process of the loader, because LLVM would cost a daemon more than 100 MB. Prints one JSON object: on success
-``{"programs": [...], "seconds": s}``, otherwise ``{"error": cause, "text": details}`` with exit status 1.
+the compiled module (ebpf/bytecode.py), otherwise ``{"error": cause, "text": details}`` with exit status 1.
 
 Kernel headers are not needed: BCC is given a small tree made of the UAPI headers of linux-libc-dev, the same on every
 host, whatever kernel runs.
@@ -11,22 +11,22 @@ host, whatever kernel runs.
 from __future__ import annotations
 
 import argparse
+import base64
+import ctypes
 import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from ebpf import layout, libbpf
+from ebpf import libbpf, source
+from ebpf.bytecode import Module, OwnMap, map_references
 
-SOURCE_DIRECTORY = Path(__file__).parent
-_INCLUDE = re.compile(r'^#include "(\w+\.h)"$')
+COMPILER_NICENESS = 10
 _UAPI = Path("/usr/include")
 
 _KCONFIG = """#define CONFIG_BPF_SYSCALL 1
@@ -55,7 +55,6 @@ typedef __s8 int8_t; typedef __s16 int16_t; typedef __s32 int32_t; typedef __s64
 #define __always_inline inline __attribute__((always_inline))
 #endif
 """
-_CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; the time module does not name it
 _SOCKET = "struct sockaddr { unsigned short sa_family; char sa_data[14]; };\n"
 
 
@@ -89,77 +88,42 @@ def write_header_tree(directory: Path) -> None:
         path.write_text(text)
 
 
-def assemble(name: str, seen: set[str] | None = None) -> str:
-    """One source text: BCC rewrites map calls in the main file only, so our own headers are put in their place."""
-    seen = set() if seen is None else seen
-    seen.add(name)
-    lines = [f'#line 1 "{name}"']
-    for number, line in enumerate((SOURCE_DIRECTORY / name).read_text().splitlines(), 1):
-        include = _INCLUDE.match(line)
-        if include is None:
-            lines.append(line)
-        elif include[1] not in seen:
-            lines.append(assemble(include[1], seen))
-            lines.append(f'#line {number + 1} "{name}"')
-    return "\n".join(lines)
+def _map_names(module: Any) -> dict[int, str]:
+    from bcc.libbcc import lib
+
+    # BCC's Python does not declare these two; as ints their pointers would be cut.
+    lib.bpf_num_tables.argtypes, lib.bpf_num_tables.restype = [ctypes.c_void_p], ctypes.c_size_t
+    lib.bpf_table_name.argtypes, lib.bpf_table_name.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_char_p
+    handle = module.module
+    names = [lib.bpf_table_name(handle, index) for index in range(lib.bpf_num_tables(handle))]
+    return {lib.bpf_table_fd(handle, name): name.decode() for name in names}
 
 
-def source(name: str, maps_directory: Path) -> str:
-    """The whole text of a program: pin path, source, layout assertions."""
-    text = assemble(name)
-    assertions = layout.static_assertions() if '#line 1 "layout.h"' in text else ""
-    return f'#define PIN_DIRECTORY "{maps_directory}/"\n{text}\n{assertions}'
+def _own_map(fd: int) -> OwnMap:
+    info = libbpf.map_info(fd)
+    return OwnMap(info.type, info.key_size, info.value_size, info.max_entries, info.flags)
 
 
-def jiffies_per_second() -> int:
-    """CONFIG_HZ of the running kernel: the coarse clock advances once a tick."""
-    return round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))
-
-
-def program_names(text: str) -> list[str]:
-    """The XDP programs of a source, entry first: every function marked STEP(name)."""
-    return re.findall(r"^STEP\((\w+)\)", text, re.MULTILINE)
-
-
-def _load(text: str, programs: Path) -> list[str]:
+def _compile(text: str, maps_directory: Path) -> Module:
     from bcc import BPF
 
-    os.environ.setdefault("BCC_KERNEL_SOURCE", "")
-    module: Any = BPF(
-        text=text,
-        cflags=[
-            "-Wno-macro-redefined",
-            "-Wno-unused-function",
-            f"-DCONFIG_HZ={jiffies_per_second()}",
-            f"-DCPU_COUNT={libbpf.cpu_count_possible()}",
-        ],
-    )
-    names = program_names(text)
-    steps = module["steps"] if len(names) > 1 else None
-    for index, name in enumerate(names):
-        function = module.load_func(name, BPF.XDP)
-        if steps is not None:
-            key, value = steps.Key(index), steps.Leaf(function.fd)
-            libbpf.update(steps.map_fd, _address(key), _address(value))
-        libbpf.object_pin(function.fd, programs / name)
-    if steps is not None:
-        # Tail calls end when the last reference to their table goes: the pin is that reference.
-        libbpf.object_pin(steps.map_fd, programs / "steps")
-    return names
+    module: Any = BPF(text=text, cflags=["-Wno-macro-redefined", "-Wno-unused-function", *source.flags()])
+    names = _map_names(module)
+    programs, references = {}, {}
+    for name in source.program_names(text):
+        instructions = module.dump_func(name)
+        programs[name] = base64.b64encode(instructions).decode()
+        references[name] = map_references(instructions, names)
+    own = {name: _own_map(fd) for fd, name in names.items() if not (maps_directory / name).exists()}
+    return Module(programs, references, own)
 
 
-def _address(value: Any) -> int:
-    import ctypes
-
-    return ctypes.addressof(value)
-
-
-def compile_and_pin(name: str, maps_directory: Path, programs: Path) -> list[str]:
-    """Compiles ``name``, loads each of its programs and pins them in ``programs``; returns their names."""
+def compile_source(name: str, maps_directory: Path) -> Module:
+    """Compiles ``name`` against the pinned maps of a node; the kernel sees nothing of it yet."""
     with tempfile.TemporaryDirectory(prefix="rainlb-headers-") as headers:
         write_header_tree(Path(headers))
         os.environ["BCC_KERNEL_SOURCE"] = headers
-        return _load(source(name, maps_directory), programs)
+        return _compile(source.source(name, maps_directory), maps_directory)
 
 
 def main() -> int:
@@ -167,22 +131,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", default="xdp_lb.c")
     parser.add_argument("--maps", type=Path, required=True)
-    parser.add_argument("--programs", type=Path, required=True)
     options = parser.parse_args()
-    begin = time.monotonic()
+    # A gateway may be forwarding beside this: the compiler takes what is left.
+    os.nice(COMPILER_NICENESS)
     try:
-        names = compile_and_pin(options.source, options.maps, options.programs)
+        module = compile_source(options.source, options.maps)
     except ImportError as error:
         print(json.dumps({"error": "bcc-missing", "text": str(error)}))
         return 1
-    except (OSError, subprocess.SubprocessError) as error:
+    except OSError as error:
         print(json.dumps({"error": "environment", "text": str(error)}))
         return 1
     except Exception as error:
-        # BCC raises bare Exception for what it cannot compile or the kernel refuses; the details are on stderr.
+        # BCC raises bare Exception for what it cannot compile; the details are on stderr.
         print(json.dumps({"error": "refused", "text": str(error)}))
         return 1
-    print(json.dumps({"programs": names, "seconds": round(time.monotonic() - begin, 3)}))
+    print(module.to_json())
     return 0
 
 

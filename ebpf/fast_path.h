@@ -133,7 +133,7 @@ INLINE bool plain_key(struct xdp_md *ctx, const struct plain_packet *p, struct f
     return true;
 }
 
-INLINE u32 find_established(const struct settings *s, const struct plain_packet *p, const struct flow_key *key)
+INLINE u32 find_established(const struct settings *s, const struct plain_packet *p, struct flow_key *key)
 {
     struct connection *c = connections.lookup(key);
     u32 now;

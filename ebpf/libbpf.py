@@ -16,6 +16,9 @@ MAP_PERCPU_ARRAY, MAP_LRU_HASH, MAP_ARRAY_OF_MAPS, MAP_RINGBUF = 6, 9, 12, 27
 F_NO_PREALLOC, F_INNER_MAP = 0x1, 0x1000
 XDP_FLAGS_UPDATE_IF_NOEXIST, XDP_FLAGS_SKB, XDP_FLAGS_DRV, XDP_FLAGS_REPLACE = 1, 2, 4, 16
 
+_PROG_TYPE_XDP = 6
+_VERIFIER_LOG_BYTES = 1 << 24
+_VERIFIER_LOG_LINES = 25
 _BPF_FS_MAGIC = 0xCAFE4A11
 _CPUS_POSSIBLE = Path("/sys/devices/system/cpu/possible")
 
@@ -98,6 +101,29 @@ class _XdpQueryOpts(ctypes.Structure):
     )
 
 
+class _ProgramLoadOpts(ctypes.Structure):
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_int),
+        ("unused", ctypes.c_uint32 * 7),
+        ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_void_p),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_void_p),
+    )
+
+
+class VerifierError(OSError):
+    """The kernel refuses a program; the text ends with the verifier's last lines."""
+
+
 @dataclass(frozen=True)
 class MapInfo:
     """What the kernel says about a map."""
@@ -107,6 +133,7 @@ class MapInfo:
     key_size: int
     value_size: int
     max_entries: int
+    flags: int
 
 
 @dataclass(frozen=True)
@@ -138,7 +165,7 @@ def map_info(fd: int) -> MapInfo:
     """Type, id, sizes and capacity of the map behind a descriptor."""
     info, size = _MapInfo(), ctypes.c_uint32(ctypes.sizeof(_MapInfo))
     _check(_LIB.bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)), "reading BPF map information")
-    return MapInfo(info.type, info.id, info.key_size, info.value_size, info.max_entries)
+    return MapInfo(info.type, info.id, info.key_size, info.value_size, info.max_entries, info.map_flags)
 
 
 def object_pin(fd: int, path: Path) -> None:
@@ -245,6 +272,30 @@ def xdp_query(ifindex: int) -> tuple[int, int]:
     opts = _XdpQueryOpts(sz=ctypes.sizeof(_XdpQueryOpts))
     _check(_LIB.bpf_xdp_query(ifindex, 0, ctypes.byref(opts)), "reading the XDP program of an interface")
     return opts.drv_prog_id, opts.skb_prog_id
+
+
+def program_load(name: str, instructions: bytes) -> int:
+    """Descriptor of a new XDP program; raises VerifierError with what the verifier says."""
+    buffer = ctypes.create_string_buffer(instructions, len(instructions))
+    arguments = (_PROG_TYPE_XDP, name[:15].encode(), b"GPL", buffer, ctypes.c_size_t(len(instructions) // 8))
+    fd = _LIB.bpf_prog_load(*arguments, None)
+    if fd >= 0:
+        return int(fd)
+    log = ctypes.create_string_buffer(_VERIFIER_LOG_BYTES)
+    opts = _ProgramLoadOpts(sz=ctypes.sizeof(_ProgramLoadOpts), log_level=1, log_size=_VERIFIER_LOG_BYTES)
+    opts.log_buf = ctypes.addressof(log)
+    fd = _LIB.bpf_prog_load(*arguments, ctypes.byref(opts))
+    if fd >= 0:
+        return int(fd)
+    error = ctypes.get_errno()
+    tail = "\n".join(log.value.decode(errors="replace").strip().splitlines()[-_VERIFIER_LOG_LINES:])
+    raise VerifierError(error, f"the kernel refuses program {name} ({os.strerror(error)})\n{tail}")
+
+
+def set_u32(fd: int, key: int, value: int) -> None:
+    """Writes one entry of a map of 4-byte keys and values."""
+    packed_key, packed_value = ctypes.c_uint32(key), ctypes.c_uint32(value)
+    update(fd, ctypes.addressof(packed_key), ctypes.addressof(packed_value))
 
 
 def program_fd_by_id(program_id: int) -> int:

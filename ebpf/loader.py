@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ebpf import layout, libbpf, maps
+from ebpf import bytecode, layout, libbpf, maps, source
 from ebpf.maps import LayoutMismatchError, Maps
 
-COMPILE_TIMEOUT_S = 60
+COMPILE_TIMEOUT_S = 180
 DEFAULT_BPFFS = Path("/run/lb/bpf")
 ENTRY = "lb_entry"
 _PROGRAMS = "programs-"  # a bpffs allows no dot in names
@@ -155,9 +155,21 @@ def load_programs(node_directory: Path) -> Path:
 
 
 def compile_source(name: str, maps_directory: Path, programs: Path) -> None:
-    """Runs the compile step for one C file; its programs are then pinned in ``programs``."""
-    command = [sys.executable, "-m", "ebpf.compile", "--source", name]
-    command += ["--maps", str(maps_directory), "--programs", str(programs)]
+    """Compiles one C file, unless the cache has it, and pins its programs in ``programs``."""
+    key = source.fingerprint(name)
+    module = bytecode.read_cache(key)
+    if module is None:
+        module = _run_compiler(name, maps_directory)
+        bytecode.write_cache(key, module)
+    try:
+        bytecode.load(module, maps_directory, programs)
+    except libbpf.VerifierError as error:
+        remedy = "Linux 5.15 or newer is needed; if it is, report this with `lbctl doctor`"
+        raise LoaderError("refused", str(error), remedy) from error
+
+
+def _run_compiler(name: str, maps_directory: Path) -> bytecode.Module:
+    command = [sys.executable, "-m", "ebpf.compile", "--source", name, "--maps", str(maps_directory)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, env=environment)
@@ -166,6 +178,7 @@ def compile_source(name: str, maps_directory: Path, programs: Path) -> None:
         raise LoaderError("timeout", f"compiling {name} took over {COMPILE_TIMEOUT_S} s", remedy) from error
     if child.returncode != 0:
         raise _compile_refusal(name, child.stdout, child.stderr)
+    return bytecode.Module.from_json(child.stdout)
 
 
 def _compile_refusal(name: str, stdout: str, stderr: str) -> LoaderError:

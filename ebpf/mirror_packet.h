@@ -10,6 +10,7 @@ INLINE u16 copy_head(struct xdp_md *ctx, u8 *to)
     u16 *from = packet_at(ctx, 0);
     u16 kept = 0;
 
+#pragma clang loop unroll(disable)
     for (int i = 0; i < CAPTURE_BYTES / 2; i++) {
         if ((void *)(from + i + 1) > packet_end(ctx))
             break;

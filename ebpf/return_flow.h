@@ -68,6 +68,7 @@ INLINE u32 return_flow(const struct settings *s, struct work *w)
     u32 candidate = match_backend(s, w), service_id = 0;
     struct service *service = 0;
 
+#pragma clang loop unroll(disable)
     for (int i = 0; i < NAT_CHAIN_MAX && candidate; i++) {
         struct target *t = targets.lookup(&candidate);
         struct connection *c;
