@@ -13,6 +13,7 @@ from lb.control import Caller, ControlError
 from lb.events import Event
 from lb.methods import Params, text_param
 from lb.model import Vip
+from lb.own_node import STATE_NAMES
 from lb.ownership import DRAIN_PREFIX, HOLDING_PREFIX, NOBODY, Holding, NodeFacts, pack, reason_text, seat_of, transfer
 from lb.placement import Standing
 from sync.data import OutcomeUnknown, RequestRefused, VersionConflict
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
     from lb.cluster import Cluster
 
 PREFER_MAX = 32
-STATS_FRESH_S = 10.0
-_STATES = {
-    Standing.READY: "in_service",
-    Standing.DRAINED: "draining",
-    Standing.JOINING: "joining",
-    Standing.OUT: "out_of_service",
-}
 
 
 def register_methods(cluster: "Cluster") -> None:
@@ -73,16 +67,12 @@ def _node_row(cluster: "Cluster", node: int) -> dict[str, Any]:
     member = view is not None and node in view.members
     facts = state.facts.get(node, NodeFacts())
     standing = seat_of(state.cluster(cluster.store.current), node).standing
-    told_at, stats = cluster.stats.get(node, (0.0, {}))
-    if node == cluster.node:
-        stats = cluster.own_stats()
-    elif time.monotonic() - told_at > STATS_FRESH_S or not member:
-        stats = {}
+    stats = cluster.stats.of(node) if member else {}
     restarting = node in state.restarting and not member
     return stats | {
         "name": state.name(node),
         "id": node,
-        "state": _STATES[standing] if member else "gone",
+        "state": STATE_NAMES[standing] if member else "gone",
         "reason": facts.reason or None if member else "restarting" if restarting else "not in the cluster's view",
         "in_view": member,
         "drained": node in state.drained,
@@ -189,7 +179,7 @@ async def _drain(cluster: "Cluster", params: Params, caller: Caller) -> dict[str
     if node in cluster.state.drained:
         return {"message": f"{name} is drained already"}
     await cluster.ring.data.put(f"{DRAIN_PREFIX}{node}", msgpack.packb([caller.who, time.time()]))
-    cluster.report(Event("node.drained", f"{name} is drained", subject=name, who=caller.who))
+    cluster.journal.tell(Event("node.drained", f"{name} is drained", subject=name, who=caller.who))
     return {"message": f"{name} gives up its VIPs and takes no new connections of its own; existing ones stay"}
 
 
@@ -199,7 +189,7 @@ async def _undrain(cluster: "Cluster", params: Params, caller: Caller) -> dict[s
     if node not in cluster.state.drained:
         return {"message": f"{name} is not drained"}
     await cluster.ring.data.delete(f"{DRAIN_PREFIX}{node}")
-    cluster.report(Event("node.undrained", f"{name} takes part again", subject=name, who=caller.who))
+    cluster.journal.tell(Event("node.undrained", f"{name} takes part again", subject=name, who=caller.who))
     return {"message": f"{name} takes part again"}
 
 
@@ -239,6 +229,6 @@ def _check_reachable(cluster: "Cluster", vip: Vip, node: int) -> None:
         message = f"{name} has no link that is up on segment {vip.segment}"
         raise ControlError("conflict", message, field="node", remedy="see `lbctl nodes`")
     if seat.standing is not Standing.READY:
-        message = f"{name} is {_STATES[seat.standing].replace('_', ' ')}"
+        message = f"{name} is {STATE_NAMES[seat.standing].replace('_', ' ')}"
         remedy = f"lbctl node undrain {name}" if seat.standing is Standing.DRAINED else "see `lbctl nodes`"
         raise ControlError("conflict", message, field="node", remedy=remedy)

@@ -236,9 +236,18 @@ def steering_nodes(cluster: Cluster) -> list[int]:
     """The nodes that share new connections of the gateways themselves: ready members, else the best there are."""
     if not cluster.serving:
         return []
-    able = [seat for seat in seats(cluster) if seat.standing is not Standing.OUT and seat.node in cluster.members]
+    able = [seat for seat in seats(cluster) if seat.standing is not Standing.OUT]
     best = min((seat.standing for seat in able), default=Standing.OUT)
     return sorted(seat.node for seat in able if seat.standing is best)
+
+
+def working_nodes(cluster: Cluster) -> list[int]:
+    """The members that keep what they have: all that can pass packets, else the best there are."""
+    if not cluster.serving:
+        return []
+    able = [seat for seat in seats(cluster) if seat.standing is not Standing.OUT]
+    whole = [seat.node for seat in able if seat.standing is not Standing.IMPAIRED]
+    return whole or [seat.node for seat in able]
 
 
 def reason_text(reason: str) -> str:
@@ -252,6 +261,7 @@ _TEXTS = {
     str(Reason.OWNER_OUT): "its owner is out of service",
     str(Reason.OWNER_DRAINED): "its owner is drained",
     str(Reason.OWNER_JOINING): "its owner's connection table is not complete",
+    str(Reason.OWNER_IMPAIRED): "its owner has lost a link",
     str(Reason.LINK_DOWN): "its owner's link is down",
     str(Reason.PINNED): "pinned",
     str(Reason.FAILBACK): "a preferred gateway is back",

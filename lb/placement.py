@@ -4,7 +4,7 @@
 The rules, in order of strength:
 
 1. A VIP goes only to a node that reaches its segment, in the best standing available there: READY before DRAINED
-   before JOINING. A node that is OUT gets nothing. So a VIP disappears only when nobody at all can hold it.
+   before JOINING before IMPAIRED. A node that is OUT gets nothing. So a VIP disappears only when nobody can hold it.
 2. A pinned VIP is at its node whenever that node is in the best standing.
 3. A VIP stays where it is. Only what lost its owner moves, so a failure of one node moves that node's VIPs alone.
 4. A VIP without an owner goes to its first preferred node, else to the least loaded one, of equals the lowest id.
@@ -29,7 +29,8 @@ class Standing(enum.IntEnum):
     READY = 0
     DRAINED = 1  # healthy, but the operator asked it to hold nothing
     JOINING = 2  # healthy, but its copy of the connection table is not complete
-    OUT = 3  # a required resource failed, or its partition may not serve
+    IMPAIRED = 3  # one of its links is down, so it cannot pass packets between all segments
+    OUT = 4  # a required resource failed, or its partition may not serve
 
 
 class Reason(enum.StrEnum):
@@ -40,6 +41,7 @@ class Reason(enum.StrEnum):
     OWNER_OUT = "owner_out"
     OWNER_DRAINED = "owner_drained"
     OWNER_JOINING = "owner_joining"
+    OWNER_IMPAIRED = "owner_impaired"
     LINK_DOWN = "link_down"
     PINNED = "pinned"
     FAILBACK = "failback"
@@ -52,6 +54,7 @@ class Reason(enum.StrEnum):
 _BY_STANDING = {
     Standing.DRAINED: Reason.OWNER_DRAINED,
     Standing.JOINING: Reason.OWNER_JOINING,
+    Standing.IMPAIRED: Reason.OWNER_IMPAIRED,
     Standing.OUT: Reason.OWNER_OUT,
 }
 

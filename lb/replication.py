@@ -12,7 +12,6 @@ import logging
 import random
 import struct
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,11 @@ import numpy as np
 from ebpf.layout import State
 from ebpf.maps import Maps
 from ebpf.ring_buffer import RingBuffer
+from lb.config import NodeConfig
 from lb.connection_records import Digest, Records, RecordsError, from_entries, live, pack_records
 from lb.connection_sync import RECORDS_PER_MESSAGE_MAX, RecordReceiver, RecordSender, monotonic_s
 from lb.connection_transfer import Giver, Kind, Scope, Taker, TransferError, read_message
+from lb.workers import worker_pool
 from sync.driver import MulticastFailed, Ring
 from sync.events import Deliver, PeerMessage, View
 
@@ -48,26 +49,26 @@ class Replication:
 
     def __init__(
         self,
-        node: int,
+        node: NodeConfig,
         maps: Maps,
         ring: Ring,
         spawn: Callable[[Coroutine[Any, Any, Any], str], None],
         on_complete: Callable[[bool], None],
     ) -> None:
-        self._node = node
+        self._node = node.node.id
         self._maps = maps
         self._ring = ring
         self._spawn = spawn
         self._on_complete = on_complete
         self._loop = asyncio.get_running_loop()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="connections")
+        self._worker = worker_pool(node, 1, "connections")
         self._source = RingBuffer(maps.records)
-        self.sender = RecordSender(node, self._source, self._offer)
+        self.sender = RecordSender(self._node, self._source, self._offer)
         self.receiver = RecordReceiver(
             maps.connections, self._worker, self._loop.call_soon_threadsafe, on_shed=self._shed
         )
-        self.giver = Giver(node, maps.connections, self._worker, self._send, lambda: self.complete)
-        self.taker = Taker(node, maps.connections, self._worker, self._send)
+        self.giver = Giver(self._node, maps.connections, self._worker, self._send, lambda: self.complete)
+        self.taker = Taker(self._node, maps.connections, self._worker, self._send)
         self.receiver.on_writing = self.taker.note_writing
         self.complete = False
         self.repairs = 0

@@ -5,6 +5,7 @@ Everything follows from the committed view and what the nodes say of themselves,
 steering table for the same view. Pure rows first, then the writer that puts them into the maps.
 """
 
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,11 @@ from ebpf.layout import NODE_COUNT_MAX, STEERING_TABLE, NodeFlag
 from ebpf.maps import Map, Maps
 from lb.backend_table import Choice, maglev
 from lb.engine_plan import marked
-from lb.ownership import Cluster, NodeFacts, seat_of, steering_nodes
-from lb.placement import Standing
+from lb.ownership import Cluster, NodeFacts, steering_nodes, working_nodes
 
 Array = npt.NDArray[Any]
+# Tables kept ready for a node leaving; 128 KiB each.
+PREPARED_MAX = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,7 @@ class Peering:
 
 def peering(cluster: Cluster, node: int, links: Iterable[LocalLink]) -> Peering:
     """What follows from the cluster's state for this gateway."""
-    members = frozenset(
-        number for number in cluster.members if seat_of(cluster, number).standing is not Standing.OUT
-    ) | ({node} if cluster.serving else frozenset())
+    members = frozenset(working_nodes(cluster))
     facts = {number: cluster.facts.get(number, NodeFacts()) for number in sorted(cluster.members)}
     paths, macs = [], []
     for number, fact in facts.items():
@@ -66,21 +66,57 @@ def steering_slots(sharing: Iterable[int], before: Array | None) -> Array:
 
     Slots that lead elsewhere than before are marked, so that connections of the table before are looked up.
     """
-    slots = maglev([Choice(number, f"node {number}", 1) for number in sharing]).astype(np.uint16)
-    return marked(before, slots)
+    return marked(before, _bare_slots(sharing))
+
+
+def _bare_slots(sharing: Iterable[int]) -> Array:
+    return maglev([Choice(number, f"node {number}", 1) for number in sharing]).astype(np.uint16)
 
 
 class SteeringWriter:
-    """Puts a peering into the maps. Blocks for some ten milliseconds when the table changes: call it in a thread."""
+    """Puts a peering into the maps.
+
+    Making a table takes some ten milliseconds of a worker; those for the cases that must be quick, one of the nodes
+    leaving, are made beforehand (`prepare`), so that `write_prepared` takes one or two.
+    """
 
     def __init__(self, maps: Maps) -> None:
         self._maps = maps
         self._sharing: tuple[int, ...] | None = None
         self._slots: Array | None = None
+        self._prepared: dict[tuple[int, ...], Array] = {}
+        self._lock = threading.Lock()
         self.tables_written = 0
 
     def write(self, wanted: Peering) -> bool:
-        """Make the maps hold `wanted`; True when the steering table changed."""
+        """Make the maps hold `wanted`; True when the steering table changed. Blocks while a table is made."""
+        with self._lock:
+            return self._write(wanted)
+
+    def write_prepared(self, wanted: Peering) -> bool:
+        """As `write`, but only if it can be done at once; False when it was not."""
+        quick = wanted.sharing == self._sharing or wanted.sharing in self._prepared
+        if not quick or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            self._write(wanted)
+        finally:
+            self._lock.release()
+        return True
+
+    def prepare(self, present: Peering) -> None:
+        """Make the tables for any one of the sharing nodes leaving."""
+        with self._lock:
+            less = [tuple(n for n in present.sharing if n != gone) for gone in present.sharing]
+            wanted = [sharing for sharing in less[:PREPARED_MAX] if sharing]
+            kept = {sharing: self._prepared[sharing] for sharing in wanted if sharing in self._prepared}
+        for sharing in wanted:
+            if sharing not in kept:
+                kept[sharing] = _bare_slots(sharing)
+        with self._lock:
+            self._prepared = kept
+
+    def _write(self, wanted: Peering) -> bool:
         # Ways before members before table: nothing is sent where the way is not known yet.
         self._write_nodes(wanted)
         _exactly(self._maps.node_paths, *_path_rows(wanted))
@@ -88,7 +124,8 @@ class SteeringWriter:
         _exactly(self._maps.peer_addresses, *_address_rows(wanted))
         if wanted.sharing == self._sharing:
             return False
-        self._slots = steering_slots(wanted.sharing, self._slots)
+        bare = self._prepared.get(wanted.sharing)
+        self._slots = marked(self._slots, bare if bare is not None else _bare_slots(wanted.sharing))
         self._maps.replace_table(STEERING_TABLE, self._slots)
         self._sharing = wanted.sharing
         self.tables_written += 1

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_interface
 
@@ -20,6 +19,7 @@ from lb.config import NodeConfig
 from lb.links import LinkWatch
 from lb.model import ClusterConfig, Vip
 from lb.netlink import Link, Netlink, NetlinkError
+from lb.workers import worker_pool
 
 # RFC 5227 section 2.4: an address is defended against a contender at most that often.
 DEFEND_INTERVAL_S = 10.0
@@ -59,7 +59,7 @@ class VipManager:
         self._on_duplicate = on_duplicate
         self._kernel = Netlink()
         self._announcer = Announcer(self._loop, self._claimed)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="vips")
+        self._worker = worker_pool(node, 1, "vips")
         self._taken: dict[str, Taken] = {}
         self._held: frozenset[str] = frozenset()
         self._wanted: frozenset[str] = frozenset()
