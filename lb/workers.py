@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from lb.config import NodeConfig
 
 _AUTOMATIC_PRIORITY = 1
+START_SECONDS_MAX = 30
 
 
 def worker_priority(node: NodeConfig) -> int:

@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,3 +38,15 @@ def test_threads_have_it_and_their_children_do_not(tmp_path: Path) -> None:
     assert (policy, level) == (os.SCHED_RR, 2)
     assert int(child) == os.SCHED_OTHER
     assert os.sched_getscheduler(0) == os.SCHED_OTHER, "the caller's own thread is left alone"
+
+
+def test_no_thread_is_started_when_work_comes(tmp_path: Path) -> None:
+    """Starting one holds up whoever submits: the event loop."""
+    with worker_pool(node_config(tmp_path), 3, "ready") as pool:
+        before = threading.active_count()
+        assert before >= 4
+        release = threading.Event()
+        busy = [pool.submit(release.wait, 10) for _ in range(8)]
+        assert threading.active_count() == before
+        release.set()
+        assert all(work.result() for work in busy)
