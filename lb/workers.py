@@ -9,6 +9,7 @@ processes get none: they hold no lock of ours.
 
 import contextlib
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from lb.config import NodeConfig
@@ -35,7 +36,15 @@ def _take_priority(priority: int) -> None:
 
 
 def worker_pool(node: NodeConfig, count: int, name: str) -> ThreadPoolExecutor:
-    """A pool of at most `count` threads with the priority that the node's workers have."""
-    return ThreadPoolExecutor(
-        count, thread_name_prefix=name, initializer=_take_priority, initargs=(worker_priority(node),)
-    )
+    """A pool of `count` threads with the priority that the node's workers have.
+
+    All of them are started here. A pool that starts them when work comes makes the submitter wait until the new thread
+    has run for the first time, and on a busy machine the event loop would wait for it for a tenth of a second.
+    """
+    priority = worker_priority(node)
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_take_priority, initargs=(priority,))
+    all_there = threading.Barrier(count + 1)
+    for _ in range(count):
+        pool.submit(all_there.wait, START_SECONDS_MAX)
+    all_there.wait(START_SECONDS_MAX)
+    return pool
