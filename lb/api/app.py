@@ -3,7 +3,6 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from http import HTTPMethod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from lb.api.access import Identity, Peer, identify_peer, identify_token, require
-from lb.api.endpoint import Call, Endpoint, parse_body, parse_query
+from lb.api.endpoint import Call, Endpoint, parse_body, parse_path, parse_query
 from lb.api.gateway import Gateway
 from lb.api.problems import ApiProblem
 from lb.api.routes import ENDPOINTS
@@ -57,7 +56,7 @@ async def _serve(gateway: Gateway, request: Request, endpoint: Endpoint) -> Resp
         if endpoint.audited:
             await gateway.record(identity, endpoint.operation_id, request.path_params, problem.code, 0.0)
         raise
-    call = Call(gateway, request, identity, dict(request.path_params))
+    call = Call(gateway, request, identity, parse_path(request))
     call.query = parse_query(endpoint, request)
     call.body = await parse_body(endpoint, request)
     return await endpoint.handler(call)
@@ -95,12 +94,17 @@ def _route(gateway: Gateway, path: str, endpoints: list[Endpoint]) -> Route:
     """One route per path: so that a wrong method is answered 405 with all the right ones in Allow."""
     handlers = {endpoint.method: _handler(gateway, endpoint) for endpoint in endpoints}
 
-    async def dispatch(request: Request) -> Response:
-        return await handlers[HTTPMethod(request.method)](request)
+    by_name = {method.value: handler for method, handler in handlers.items()}
 
-    route = Route(path, dispatch, methods=[method.value for method in handlers])
-    # Starlette adds HEAD to GET; without a handler of its own it would answer a body's worth of work for nothing.
-    route.methods = {method.value for method in handlers}
+    async def dispatch(request: Request) -> Response:
+        handler = by_name.get(request.method)
+        if handler is None:
+            raise HTTPException(405, "this path has other methods", {"allow": ", ".join(by_name)})
+        return await handler(request)
+
+    route = Route(path, dispatch)
+    # Every method matches: what matches in part only would fall through to the page's files.
+    route.methods = None
     return route
 
 

@@ -258,8 +258,9 @@ def top(
     for piece in pieces:
         mask = condition.matches(piece, now_s)
         scanned += len(piece.keys)
-        matched += int(mask.sum())
-        groups.add(columns_of(piece, fields, mask))
+        if mask.any():
+            matched += int(mask.sum())
+            groups.add(columns_of(piece, fields, mask))
     rows, counts = groups.biggest(limit)
     described_rows = [
         {"key": _group_key(row.tobytes(), fields, names), "connections": int(count)}

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from lb.api import shapes
 from lb.api.access import Identity
 from lb.api.problems import ApiProblem
 from lb.api.shapes import DOCUMENT_BYTES_MAX, Role
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from lb.api.gateway import Gateway
 
 BODY_BYTES_MAX = 64 << 10
+#: variable part of a path -> what it is, and what it may be
+PATH_PARAMETERS: dict[str, tuple[str, TypeAdapter[str]]] = {
+    "service": ("name of a service", TypeAdapter(shapes.Name)),
+    "backend": ("name of a backend within its service", TypeAdapter(shapes.Name)),
+    "node": ("name of a node", TypeAdapter(shapes.Name)),
+    "address": ("a VIP's address without prefix length", TypeAdapter(shapes.AddressText)),
+}
 
 
 @dataclass
@@ -105,6 +113,18 @@ async def _parse_text(endpoint: Endpoint, request: Request) -> str:
         return (await read_body(request, DOCUMENT_BYTES_MAX)).decode()
     except UnicodeDecodeError as error:
         raise ApiProblem("bad_request", f"the body is not UTF-8: {error}") from error
+
+
+def parse_path(request: Request) -> dict[str, str]:
+    """The validated variable parts of the path. Raises ApiProblem(invalid)."""
+    parsed = {}
+    for name, value in request.path_params.items():
+        try:
+            parsed[name] = str(PATH_PARAMETERS[name][1].validate_python(value))
+        except ValidationError as error:
+            message = f"{name}: {error.errors(include_url=False)[0]['msg']}"
+            raise ApiProblem("invalid", message, field=name) from error
+    return parsed
 
 
 def parse_query(endpoint: Endpoint, request: Request) -> Any:

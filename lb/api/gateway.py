@@ -43,8 +43,12 @@ class Gateway:
         except ApiProblem as problem:
             outcome = f"{problem.code}: {problem.message}"
             raise
+        except asyncio.CancelledError:
+            outcome = "asked for; the caller went away before the answer"
+            raise
         finally:
-            await self.record(identity, method, params, outcome, (time.monotonic() - begin) * 1000)
+            took_ms = (time.monotonic() - begin) * 1000
+            await asyncio.shield(self.record(identity, method, params, outcome, took_ms))
 
     async def record(
         self, identity: Identity, action: str, params: dict[str, Any], outcome: str, took_ms: float

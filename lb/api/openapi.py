@@ -6,11 +6,11 @@ import re
 from http import HTTPStatus
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from lb.api import shapes
-from lb.api.endpoint import Endpoint
+from lb.api.endpoint import PATH_PARAMETERS, Endpoint
 from lb.api.routes import ENDPOINTS
 
 API_VERSION = "1"
@@ -18,12 +18,6 @@ _REFERENCE = "#/components/schemas/{model}"
 
 # What any call may answer besides its success.
 COMMON_PROBLEMS = (400, 401, 403, 413, 422, 429, 500, 503, 504)
-PATH_PARAMETERS = {
-    "service": ("name of a service", TypeAdapter(shapes.Name)),
-    "backend": ("name of a backend within its service", TypeAdapter(shapes.Name)),
-    "node": ("name of a node", TypeAdapter(shapes.Name)),
-    "address": ("a VIP's address without prefix length", TypeAdapter(shapes.AddressText)),
-}
 
 
 def _is_model(answer: Any) -> bool:

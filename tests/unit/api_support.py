@@ -232,7 +232,8 @@ class ControlDouble:
         return {}
 
     def on_vip_pin(self, address: str, node: str | None) -> dict[str, Any]:
-        self.pin[self._vip(address)] = node or self.owner[address]
+        known = self._vip(address)
+        self.pin[known] = node or self.owner[known]
         return {}
 
     def on_vip_unpin(self, address: str) -> dict[str, Any]:

@@ -125,6 +125,11 @@ def test_top_groups_by_any_fields(api: RunningApi) -> None:
     assert {row["connections"] for row in hosts} == {20}
 
 
+def test_top_of_nothing_is_empty(api: RunningApi) -> None:
+    top = api.client().get("/v1/connections/top", state="syn")
+    assert (top["rows"], top["matched"], top["scanned"]) == ([], 0, CONNECTIONS)
+
+
 def refused(api: RunningApi, method: str, path: str, **more: Any) -> ApiError:
     with pytest.raises(ApiError) as caught:
         api.client().request(method, path, **more)
@@ -150,6 +155,7 @@ TOML = {"headers": {"content-type": "application/toml"}}
         ("POST", "/v1/backends/web/b1/weight", {"document": {"weight": 1, "x": 2}}, "invalid", "x"),
         ("POST", "/v1/backends/web/b1/weight", {"text": "{"}, "bad_request", None),
         ("POST", "/v1/backends/web/nobody/drain", {}, "not_found", None),
+        ("POST", "/v1/vips/nonsense/unpin", {}, "invalid", "address"),
         ("POST", "/v1/backends/web/b1/drain", {"document": {"a": 1}}, "invalid", None),
         ("POST", "/v1/detach", {"document": {"confirm": False}}, "invalid", "confirm"),
         ("PUT", "/v1/config", {"text": "", "headers": {"content-type": "text/html"}}, "unsupported_media_type", None),
@@ -162,6 +168,13 @@ def test_refusals_name_code_and_field(
 ) -> None:
     problem = refused(api, method, path, **more)
     assert (problem.code, problem.field) == (code, field), problem.message
+
+
+def test_a_wrong_method_is_told_the_right_ones(api: RunningApi) -> None:
+    for method, path, allowed in (("DELETE", "/v1/vips/10.0.1.100/move", "POST"), ("PATCH", "/v1/config", "GET, PUT")):
+        response = api.client().raw(method, path, None, {}, 5.0)
+        assert (response.status, response.getheader("allow")) == (405, allowed)
+        response.close()
 
 
 def test_configuration_is_changed_only_from_the_version_it_was_made_from(api: RunningApi) -> None:
