@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from sync.memory import keep_freed_memory
 from sync.transport import DATAGRAM_MIN, Transmit
 from sync.transport.wire import BURST_LENGTH_MAX, Buffer
 
@@ -214,9 +215,10 @@ class UdpLink:
 
 
 class Sockets:
-    """All links of a node, in the order of their index."""
+    """All links of a node, in the order of their index. Makes the process ready for bulk traffic: see `sync.memory`."""
 
     def __init__(self, locals_: list[SocketAddress], *, buffer_bytes: int = BUFFER_BYTES) -> None:
+        keep_freed_memory()
         self.links: list[UdpLink] = []
         try:
             for index, local in enumerate(locals_):
