@@ -25,7 +25,7 @@ from lb.control import ControlError
 from lb.daemon import AlreadyRunning, Daemon
 from lb.packet_engine import EngineError
 from lb.packet_path import detach_path
-from lb.workers import worker_pool
+from lb.workers import spawn_with_fork, worker_pool
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
 # The interpreter hands the processor from a working thread to the event loop after this time.
@@ -94,6 +94,8 @@ def _children(options: argparse.Namespace) -> frozenset[str]:
 
 def _run(node: NodeConfig, options: argparse.Namespace) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
+    if node.ring is not None:
+        spawn_with_fork()
     daemon = Daemon(node, options.config.resolve(), options.services, children=_children(options))
     uvloop.run(_serve(daemon, detach=options.detach))
     return EXIT_OK
