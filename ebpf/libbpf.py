@@ -315,6 +315,13 @@ def program_id(fd: int) -> int:
     return int(info[1])
 
 
+def program_name(fd: int) -> str:
+    """Name of a program (up to 15 characters): 16 bytes at offset 64 of struct bpf_prog_info."""
+    info, size = ctypes.create_string_buffer(256), ctypes.c_uint32(256)
+    _check(_LIB.bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)), "reading BPF program information")
+    return info.raw[64:80].split(b"\0")[0].decode(errors="replace")
+
+
 def mount_bpffs(path: Path) -> None:
     """Mounts a BPF file system; the directory must exist."""
     _check(_LIBC.mount(b"bpf", os.fsencode(path), b"bpf", ctypes.c_ulong(0), b"mode=0750"), f"mounting bpffs on {path}")

@@ -224,6 +224,20 @@ def _own_program_ids(node_directory: Path) -> set[int]:
     return ids
 
 
+def _is_ours(present: Attachment, node_directory: Path) -> bool:
+    # By name, too: a program can outlive its pins (a bpffs unmounted under it), and must stay replaceable then.
+    if present.program in _own_program_ids(node_directory):
+        return True
+    try:
+        fd = libbpf.program_fd_by_id(present.program)
+    except OSError:
+        return False
+    try:
+        return libbpf.program_name(fd) == ENTRY
+    finally:
+        os.close(fd)
+
+
 def attach(interface: str, node_directory: Path, mode: Mode = Mode.AUTO, *, displace: bool = False) -> Attachment:
     """Puts the newest version on an interface, replacing our own older one without a gap.
 
@@ -233,7 +247,7 @@ def attach(interface: str, node_directory: Path, mode: Mode = Mode.AUTO, *, disp
     if programs is None:
         raise LoaderError("not-loaded", f"no programs in {node_directory}", "load them first")
     ifindex, present = _ifindex(interface), query(interface)
-    if present.program and present.program not in _own_program_ids(node_directory) and not displace:
+    if present.program and not displace and not _is_ours(present, node_directory):
         text = f"interface {interface} already runs XDP program {present.program} of somebody else"
         raise LoaderError("occupied", text, f"remove it (ip link set dev {interface} xdp off) or ask to displace it")
     entry = libbpf.object_get(programs / ENTRY)
@@ -275,7 +289,7 @@ def _attach_new(interface: str, ifindex: int, entry: int, mode: Mode) -> Attachm
 def detach(interface: str, node_directory: Path) -> bool:
     """Takes our program off an interface; False if it ran none of ours."""
     present = query(interface)
-    if not present.program or present.program not in _own_program_ids(node_directory):
+    if not present.program or not _is_ours(present, node_directory):
         return False
     libbpf.xdp_attach(_ifindex(interface), -1, _MODE_FLAGS[present.mode])
     return True

@@ -297,3 +297,23 @@ def open_map(path: Path, name: str, spec: MapSpec) -> Map:
             f"needs type {spec.kind}, {sizes[0]} and {sizes[1]}: detach the packet path (it is rebuilt at next start)"
         )
     return Map(name, spec, fd, info.max_entries)
+
+
+_KIND_NAMES = {
+    libbpf.MAP_HASH: "hash",
+    libbpf.MAP_ARRAY: "array",
+    libbpf.MAP_LRU_HASH: "LRU hash",
+    libbpf.MAP_PERCPU_ARRAY: "array per CPU",
+    libbpf.MAP_ARRAY_OF_MAPS: "array of arrays",
+    libbpf.MAP_RINGBUF: "ring buffer",
+}
+
+
+def markdown() -> str:
+    """The table of docs/packet-path.md."""
+    head = "| map | kind | entries (default) | what for |\n|---|---|---|---|\n"
+    rows = (
+        f"| `{name}` | {_KIND_NAMES[spec.kind]} | {spec.max_entries} | {spec.purpose} |\n"
+        for name, spec in SPECS.items()
+    )
+    return head + "".join(rows)

@@ -42,7 +42,6 @@
     REASON(DROP_NEIGHBOUR_UNKNOWN, alarm, "next hop of the backend not resolved yet")                                  \
     REASON(DROP_NODE_UNREACHABLE, alarm, "no way known to the node the connection belongs to")                         \
     REASON(DROP_HEADROOM, alarm, "no room for another header in front of the frame")                                   \
-    REASON(DROP_PEER_TUNNEL, drop, "tunnelled packet of a peer that holds nothing to handle")                          \
     REASON(DROP_INTERNAL, alarm, "state the path should never be in: please report")                                   \
     REASON(NOTE_NOT_ADMITTED, note, "new connection forwarded without memory: rate of entries at its limit")           \
     REASON(NOTE_RECORD_SHED, note, "replication record lost: ring buffer full")                                        \

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -84,6 +85,13 @@ class Gateway:
         self.entry = loader.open_program(directory)
         self.where = loader.open_program(directory, "lb_where")
         self.reset()
+
+    def reopen(self) -> None:
+        """Follows a replacement of the programs."""
+        os.close(self.entry)
+        os.close(self.where)
+        self.entry = loader.open_program(self.directory)
+        self.where = loader.open_program(self.directory, "lb_where")
 
     def reset(self) -> None:
         """Back to an empty configuration and empty tables; counters at zero."""
@@ -213,8 +221,6 @@ class Gateway:
 
     def close(self) -> None:
         """Unpins and closes everything."""
-        import os
-
         self.maps.close()
         os.close(self.entry)
         os.close(self.where)
