@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 SEEDS ?= 2000
 
-.PHONY: setup demo test lint types unit packet sim lab bench fuzz install deb clean
+.PHONY: setup demo test lint types unit packet sim sim-nightly lab bench fuzz install deb clean
 
 setup:
 	@./tools/setup.sh
@@ -27,7 +27,11 @@ packet: setup
 	$(PY) -m pytest -q tests/packet
 
 sim: setup
+	$(PY) -m pytest -q tests/sim
 	$(PY) -m tests.sim --seeds $(SEEDS)
+
+sim-nightly: setup
+	$(PY) -m tests.sim --seeds 100000 --failures 20
 
 lab: setup
 	$(PY) -m pytest -q netns-lab/scenarios

@@ -18,5 +18,7 @@ part format $python -m ruff format --check .
 part types $python -m mypy
 part unit $python -m pytest -q -n 2 tests/unit
 part packet $python -m pytest -q tests/packet
+part sim $python -m pytest -q -n 2 tests/sim
+part seeds $python -m tests.sim --seeds 2000
 part model $python -m pytest -q -n 2 tests/model
 part lab $python -m pytest -q netns-lab/scenarios

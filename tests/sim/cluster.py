@@ -93,6 +93,7 @@ class Cluster:
         self.rng = random.Random(scenario.seed ^ 0x5EED)
         self.now = 0.0
         self.steps = 0
+        self.bytes_sent = 0
         self.trace = trace
         self.timeline: deque[str] = deque(maxlen=None if trace else TIMELINE_MAX)
         self.network = Network(scenario, self.rng)
@@ -462,6 +463,7 @@ class Cluster:
         node = instance.identity[0]
         match effect:
             case Transmit():
+                self.bytes_sent += len(effect.data)
                 for after, source, target, data in self.network.send(node, effect):
                     self.at(self.now + after, "datagram", (source, target, data))
             case Deliver():

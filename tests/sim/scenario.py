@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, fields
+from typing import Any
 
 from sync.config import Mode, Policy
 
@@ -86,6 +87,14 @@ class Scenario:
             shared_rate=rng.choice((0.0, 10.0, 60.0)),
             join_spread_ms=rng.choice((0.0, 5.0, 300.0)),
         )
+
+    @classmethod
+    def calm(cls, seed: int, nodes: int, delay_ms: float) -> Scenario:
+        """No fault and no workload; every datagram takes the same time."""
+        values: dict[str, Any] = {item.name: 0.0 for item in fields(cls)}
+        values.update(seed=seed, nodes=nodes, links=1, parallel=False, jump_back=False, delay_ms=delay_ms)
+        values.update(mode=Mode.CONSISTENT, policy=Policy.ALL, restart_ms=1e9)
+        return cls(**values)
 
     def __str__(self) -> str:
         parts = []

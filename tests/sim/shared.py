@@ -116,13 +116,14 @@ class SharedWorkload:
     def delivered(self, now: float, batch: Deliver) -> None:
         if batch.channel == CHANNEL:
             self.shared.on_batch(now, batch.origin, batch.position, batch.payloads())
-            self._check(batch.position + batch.messages)
+            self._check()
 
-    def _check(self, position: int) -> None:
+    def _check(self) -> None:
         shared = self.shared
         if not shared.complete:
             return
-        self._checkers.copy(self.identity, position, shared.digest())
+        # A copy that was fetched may contain more than this node has delivered: its own position counts.
+        self._checkers.copy(self.identity, shared._position, shared.digest())
         items = shared.replica.items
         for pair in range(PAIRS):
             values = {item and item.value for item in (items.get(f"pair/{pair}/{side}") for side in "ab")}
@@ -131,8 +132,7 @@ class SharedWorkload:
 
     def view_changed(self, now: float, view: View) -> None:
         self.shared.on_view(now, view)
-        if self.shared.complete:
-            self._checkers.copy(self.identity, view.position, self.shared.digest())
+        self._check()
 
     def from_peer(self, now: float, peer: int, payload: bytes) -> None:
         self.shared.on_peer(now, peer, payload)
