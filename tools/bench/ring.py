@@ -31,7 +31,8 @@ from tools.bench.ring_network import (
 )
 
 Row = dict[str, Any]
-FLOOD_GRACE_S = 60.0
+FLOOD_GRACE_S = 20.0
+DISTURBED_MAX = 10
 LATENCY_RATE, LATENCY_SIZE = 1000, 1024
 VIEW_TIMEOUT_S = 10.0
 COROSYNC_VIEW_TIMEOUT_S = 40.0
@@ -40,6 +41,26 @@ COROSYNC_TUNED: dict[str, Any] = {"token_ms": 50, "ping_ms": 2000}  # its limit 
 
 
 # --- throughput -----------------------------------------------------------------------------------------------------
+
+
+def undisturbed(cluster: Cluster, size: int, senders: list[int], options: argparse.Namespace) -> tuple[list[Row], int]:
+    """The repetitions of one cell, and how many more were thrown away because a view changed during them.
+
+    Four saturated real-time processes on two cores can keep one from running for longer than the failure budget.
+    """
+    rows: list[Row] = []
+    thrown_away = 0
+    while len(rows) < options.repetitions:
+        before = cluster.view_count()
+        row = flood(cluster, size, senders, options.seconds)
+        if cluster.view_count() == before:
+            rows.append(row)
+            continue
+        thrown_away += 1
+        if thrown_away > DISTURBED_MAX:
+            raise NodeFailed(f"views changed in {thrown_away} repetitions of {size} B: no figure")
+        cluster.wait_for(sorted(cluster.nodes))
+    return rows, thrown_away
 
 
 def flood(cluster: Cluster, size: int, senders: list[int], seconds: float) -> Row:
@@ -91,8 +112,8 @@ def throughput(options: argparse.Namespace) -> Iterator[Row]:
                 cluster = Cluster(network)
                 cluster.form()
                 time.sleep(0.3)
-                row = middle([flood(cluster, size, who, options.seconds) for _ in range(options.repetitions)])
-                row["views"] = max(len(node.views) for node in cluster.nodes.values())
+                rows, thrown_away = undisturbed(cluster, size, who, options)
+            row = {**middle(rows), "thrown_away": thrown_away}
             found[size, senders] = row
             yield {"part": "throughput", "of": "rainlb", "nodes": nodes, "senders": senders, "size": size, **row}
         if options.versus:

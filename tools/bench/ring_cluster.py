@@ -130,6 +130,12 @@ class Cluster:
         self.start()
         self.wait_for(sorted(self.addresses))
 
+    def view_count(self) -> int:
+        """Views that all running nodes have told of so far."""
+        for node in self.nodes.values():
+            node.poll(0.02)
+        return sum(len(node.views) for node in self.nodes.values())
+
     def pids(self) -> list[int]:
         """Of the running nodes."""
         return [node.pid for node in self.nodes.values() if node.process.poll() is None]

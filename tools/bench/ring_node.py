@@ -6,6 +6,7 @@ messages in the same total order, however they were batched.
 """
 
 import asyncio
+import contextlib
 import gc
 import json
 import sys
@@ -17,13 +18,15 @@ import numpy as np
 import uvloop
 
 from sync.config import RingConfig
-from sync.driver import Ring, peer_paths
+from sync.driver import MulticastFailed, Ring, peer_paths
 from sync.events import Deliver, Order, View
 from sync.transport.keys import KeyRing
 
 DATA, END, PROBE = 16, 17, 18
 OFFER_BYTES = 64 << 10  # what the program hands over at once: many small messages or one large
 OFFER_MESSAGES = 1024
+END_TIMEOUT_S = 10.0  # an exclusion can cost a node the ends it waits for
+WINDOW_BYTES = 3 << 20  # of a sender's own messages that it has not seen delivered
 STAMP = np.dtype("<u8")
 
 
@@ -35,9 +38,10 @@ def say(kind: str, **fields: Any) -> None:
 class Tally:
     """What was delivered in one run, and in which order."""
 
-    def __init__(self, size: int, ends: int) -> None:
-        self.size, self.ends_wanted = size, ends
+    def __init__(self, node: int, size: int, ends: int) -> None:
+        self.node, self.size, self.ends_wanted = node, size, ends
         self.count, self.first, self.last = 0, 0.0, 0.0
+        self.own = 0
         self.order = blake2b(digest_size=8)
         self.finished = asyncio.Event()
 
@@ -48,6 +52,8 @@ class Tally:
             self.first = now
         self.last = now
         self.count += batch.messages
+        if batch.origin == self.node:
+            self.own += batch.messages
         records = np.empty((batch.messages, 2), STAMP)
         records[:, 0] = batch.origin
         heads = np.frombuffer(batch.data, np.uint8).reshape(batch.messages, self.size)[:, : STAMP.itemsize]
@@ -57,7 +63,7 @@ class Tally:
     def on_end(self, batch: Deliver) -> None:
         """One sender has no more."""
         self.ends_wanted -= batch.messages
-        if self.ends_wanted == 0:
+        if self.ends_wanted <= 0:
             self.finished.set()
 
     def result(self) -> dict[str, Any]:
@@ -91,29 +97,37 @@ class Worker:
 
     async def prepare(self, size: int, senders: list[int]) -> None:
         """Expect a flood; every node must have said so before anyone begins."""
-        self.tally = Tally(size, len(senders))
+        self.tally = Tally(self.ring.config.node, size, len(senders))
         say("prepared")
 
     async def flood(self, size: int, senders: list[int], seconds: float) -> None:
         """Send as fast as the ring takes it, if we are a sender; report when everybody's messages are here."""
         assert self.tally is not None
         sent = await self._send(size, time.monotonic() + seconds) if self.ring.config.node in senders else 0
-        await self.tally.finished.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.tally.finished.wait(), END_TIMEOUT_S)
         say("flooded", sent=sent, **self.tally.result())
 
     async def _send(self, size: int, end: float) -> int:
+        assert self.tally is not None
         count = max(1, min(OFFER_MESSAGES, OFFER_BYTES // size))
         sent = 0
         batch = messages(sent, count, size)
         while time.monotonic() < end:
-            if self.ring.offer(DATA, batch, bulk=False, urgent=True):
+            room = (sent - self.tally.own) * size < WINDOW_BYTES
+            if room and self.ring.offer(DATA, batch, bulk=False, urgent=True):
                 sent += count
                 batch = messages(sent, count, size)
                 await asyncio.sleep(0)
             else:
                 await self.ring.wait_for_room()
-        await self.ring.multicast(END, b"end")
-        return sent
+        while True:
+            try:
+                await self.ring.multicast(END, b"end")
+            except MulticastFailed:  # we were excluded; the repetition is lost, but must end
+                await asyncio.sleep(0.1)
+            else:
+                return sent
 
     def _on_probe(self, batch: Deliver) -> None:
         now = time.monotonic_ns()
