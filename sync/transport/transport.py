@@ -209,20 +209,23 @@ class Transport:
 
     def deadline(self) -> float:
         """When `tick` is wanted next; infinity if not at all."""
-        return min(
-            (
-                min(peer.sender.timer, peer.session.greet_deadline, peer.receiver.ack_deadline)
-                for peer in self._peers.values()
-            ),
-            default=inf,
-        )
+        earliest = inf
+        for peer in self._peers.values():
+            if peer.sender.timer < earliest:
+                earliest = peer.sender.timer
+            if peer.session.greet_deadline < earliest:
+                earliest = peer.session.greet_deadline
+            if peer.receiver.ack_deadline < earliest:
+                earliest = peer.receiver.ack_deadline
+        return earliest
 
     def take(self) -> list[Effect]:
         """What is to be done now, in order; acknowledgements of everything received so far come last."""
-        for receiver in self._ack_due:
-            if receiver.ack_due:
-                receiver.acknowledge()
-        self._ack_due.clear()
+        if self._ack_due:
+            for receiver in self._ack_due:
+                if receiver.ack_due:
+                    receiver.acknowledge()
+            self._ack_due.clear()
         effects, self._local.effects = self._local.effects, []
         return effects
 
