@@ -21,7 +21,6 @@ PROJECT_ROOT = LAB_ROOT.parent
 # Where the interpreter's own scripts are: lbd and lbctl of this installation.
 SCRIPTS = Path(sys.executable).parent
 CONTENT_BLOCK = 1 << 20
-SLOW_RATE = "2m"
 
 NGINX_TEMPLATE = """\
 daemon off;
@@ -45,7 +44,6 @@ http {{
     add_header X-Backend {name} always;
     location / {{ return 200 "{name}\\n"; }}
     location /file/ {{ alias {content}/; }}
-    location /slow/ {{ alias {content}/; limit_rate {rate}; }}
     location /upload/ {{
       root {own};
       client_max_body_size 0;
@@ -80,7 +78,7 @@ def nginx_command(directory: Path, node: Node) -> list[str]:
         # The worker gives up root; what it writes to must be its own.
         (own / part).chmod(0o777)
     listen = " ".join(f"listen {port} backlog=8192; listen [::]:{port} backlog=8192;" for port in http_ports(node))
-    text = NGINX_TEMPLATE.format(own=own, name=node.name, listen=listen, content=directory / "content", rate=SLOW_RATE)
+    text = NGINX_TEMPLATE.format(own=own, name=node.name, listen=listen, content=directory / "content")
     path = own / "nginx.conf"
     path.write_text(text)
     return ["nginx", "-c", str(path), "-e", str(own / "nginx-error.log")]
@@ -111,7 +109,7 @@ def commands(directory: Path, topology: Topology) -> dict[str, tuple[Node, list[
 
 
 def make_content(directory: Path, name: str, size: int) -> str:
-    """A file every backend serves below /file/ and /slow/, different in every block; its SHA-256 in hex.
+    """A file every backend serves below /file/, different in every block; its SHA-256 in hex.
 
     The same name and size give the same content in every lab; a file that is there already is kept.
     """

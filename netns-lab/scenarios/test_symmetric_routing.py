@@ -64,9 +64,9 @@ def test_a_download_through_the_cluster_survives_leave_and_join(lab: Lab) -> Non
     """Without the firewall's own state on the other gateways: it is taken off for this one."""
     for gateway in lab.gateways:
         lab.run(gateway.name, ["nft", "delete", "table", "inet", "firewall"])
-    digest = services.make_content(lab.directory, "16m", 16 << 20)
+    digest = services.make_content(lab.directory, "8m", 8 << 20)
     backend = lab.topology.node("b2").address("inside", 4)
-    options: list[Argument] = ["--path", "/slow/16m", "--count", 8, "--sha256", digest]
+    options: list[Argument] = ["--path", "/file/8m", "--rate", 1 << 20, "--count", 8, "--sha256", digest]
     with lab.traffic("downloads", backend, PORT, *options) as downloads:
         eventually(lambda: moving(lab))
         faults.set_links(lab, "gw2", up=False)

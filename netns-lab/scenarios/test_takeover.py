@@ -16,13 +16,15 @@ STALL_MS_MAX = 1500.0
 HELD_CONNECTIONS = 60
 PUSHED_CONNECTIONS = 20
 DOWNLOADS = 5
+# Each takes about eight seconds: longer than any of the faults.
+DOWNLOAD_BYTES = 8 << 20
+DOWNLOAD_RATE = 1 << 20
 
 
 @pytest.fixture(scope="module")
 def lab(make_lab: LabMaker) -> Lab:
     made: Lab = make_lab("three-gateways")
     cluster.settle(made)
-    services.make_content(made.directory, "64m", 64 << 20)
     return made
 
 
@@ -56,7 +58,7 @@ class Clients:
         assert self.held.report["connections"] == HELD_CONNECTIONS
         assert self.pushed.report["connections"] == PUSHED_CONNECTIONS
         assert self.pushed.report["longest_stall_ms"] < STALL_MS_MAX, self.pushed.report
-        assert self.downloads.report["bytes"] > 0
+        assert self.downloads.report["complete"] == DOWNLOADS, self.downloads.report
         assert self.probe.report["answered_at_end"], self.probe.report
         assert self.probe.report["gap_ms"] < GAP_MS_MAX, self.probe.report
 
@@ -93,7 +95,19 @@ def clients(lab: Lab) -> Iterator[Clients]:
                 lab.traffic("http_load", vip, HTTP_PORT, "--connections", 0, "--concurrency", 4, "--pause", 0.02)
             ),
             downloads=stack.enter_context(
-                lab.traffic("downloads", vip, HTTP_PORT, "--path", "/slow/64m", "--count", DOWNLOADS, "--repeat")
+                lab.traffic(
+                    "downloads",
+                    vip,
+                    HTTP_PORT,
+                    "--path",
+                    "/file/long",
+                    "--count",
+                    DOWNLOADS,
+                    "--rate",
+                    DOWNLOAD_RATE,
+                    "--sha256",
+                    services.make_content(lab.directory, "long", DOWNLOAD_BYTES),
+                )
             ),
             claims=stack.enter_context(
                 lab.traffic("claims", "eth0", vip, lab.topology.vip(6), *sources, "--ask-ms", 5)
@@ -103,6 +117,7 @@ def clients(lab: Lab) -> Iterator[Clients]:
         expected = HELD_CONNECTIONS + PUSHED_CONNECTIONS + DOWNLOADS
         eventually(lambda: open_connections(lab) >= expected, what="the clients' connections are open")
         yield started
+        started.downloads.wait()
 
 
 def open_connections(lab: Lab) -> int:

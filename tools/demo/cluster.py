@@ -16,7 +16,8 @@ from tools.demo.story import Story
 DOWNLOADS = 10
 HELD = 50
 PUSHED = 20
-DOWNLOAD_BYTES = 256 << 20
+DOWNLOAD_BYTES = 24 << 20
+DOWNLOAD_RATE = 1 << 20
 # What a client may notice of a takeover, at the most.
 GAP_MS_MAX = 1000.0
 
@@ -32,6 +33,7 @@ class Event:
 
     text: str
     gap_ms: float
+    resolution_ms: float
     before: str
     after: str
     timeline: Timeline
@@ -79,7 +81,7 @@ class ClusterDemo:
         but = self.names(*asked)
         after = cluster.owner(self.lab, self.vip, but)
         timeline = [*self.claimed(claims.report[self.vip], at), *self.recorded(wall, but), *unanswered(probe, at)]
-        event = Event(text, probe.report["gap_ms"], before, after, sorted(timeline))
+        event = Event(text, probe.report["gap_ms"], probe.report["latest_send_ms"], before, after, sorted(timeline))
         self.events.append(event)
         held = probe.report["answered_at_end"] and event.gap_ms < GAP_MS_MAX
         self.story.fact(f"{text}: gap {event.gap_ms:.1f} ms, the address is with {after} now", held)
@@ -180,7 +182,8 @@ def run_under_load(story: Story, demo: ClusterDemo, digest: str) -> None:
     with ExitStack() as stack:
         start = stack.enter_context
         held: list[Argument] = ["--connections", HELD, "--concurrency", HELD, "--requests", 0, "--interval", 0.1]
-        downloads: list[Argument] = ["--path", "/slow/long", "--count", DOWNLOADS, "--repeat", "--sha256", digest]
+        downloads: list[Argument] = ["--path", "/file/long", "--count", DOWNLOADS, "--sha256", digest]
+        downloads += ["--rate", DOWNLOAD_RATE]
         traffic = {
             "long downloads": start(lab.traffic("downloads", vip, HTTP_PORT, *downloads)),
             "held connections": start(lab.traffic("http_load", vip, HTTP_PORT, *held)),
@@ -196,6 +199,7 @@ def run_under_load(story: Story, demo: ClusterDemo, digest: str) -> None:
         demo.kill()
         demo.cut()
         demo.drain()
+        traffic["long downloads"].wait()
     summarise(story, demo, traffic)
 
 
@@ -203,8 +207,11 @@ def summarise(story: Story, demo: ClusterDemo, traffic: dict[str, Traffic]) -> N
     story.chapter("Summary")
     story.table(
         "What a client probing each millisecond saw",
-        ("event", "gap ms", "owner before", "owner after"),
-        ((event.text, f"{event.gap_ms:.1f}", event.before, event.after) for event in demo.events),
+        ("event", "gap ms", "prober's own longest pause ms", "owner before", "owner after"),
+        (
+            (event.text, f"{event.gap_ms:.1f}", f"{event.resolution_ms:.1f}", event.before, event.after)
+            for event in demo.events
+        ),
     )
     rows = []
     for what, run in traffic.items():
@@ -216,6 +223,8 @@ def summarise(story: Story, demo: ClusterDemo, traffic: dict[str, Traffic]) -> N
     for what, run in traffic.items():
         for error in run.report["first_errors"]:
             story.detail(f"{what}, {error['at']:.1f} s after their start: {error['error']}")
+    complete = traffic["long downloads"].report["complete"]
+    story.fact(f"long downloads complete with the right hash: {complete} of {DOWNLOADS}", complete == DOWNLOADS)
     failed = sum(row[2] for row in rows)
     lost = sum(row[3] for row in rows)
     story.fact(f"failed requests: {failed}", failed == 0)
