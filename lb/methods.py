@@ -5,6 +5,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lb import __version__, validate
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 EVENT_LIMIT_MAX = 10_000
 CHANGES_IN_EVENT_MAX = 5
+FORWARDING = {
+    "IPv4": Path("/proc/sys/net/ipv4/ip_forward"),
+    "IPv6": Path("/proc/sys/net/ipv6/conf/all/forwarding"),
+}
 Params = dict[str, Any]
 
 
@@ -282,7 +287,18 @@ def warnings(daemon: "Daemon", config: ClusterConfig) -> list[str]:
         takers = [backend for backend in service.backends if backend.weight and not backend.drain]
         if service.forward != "local" and not takers:
             found.append(f"service {service.name}: no backend takes new connections")
-    return found
+    return found + _forwarding_warnings(config)
+
+
+def _forwarding_warnings(config: ClusterConfig) -> list[str]:
+    """Answers of nat backends and routed traffic go through the kernel's routing, which hosts have turned off."""
+    needed = {f"IPv{s.ip.version}" for s in config.services if s.forward == "nat"}
+    needed |= {f"IPv{vip.ip.version}" for vip in config.vips} if config.routed else set()
+    off = {version for version in needed if FORWARDING[version].read_text().strip() == "0"}
+    return [
+        f"this gateway does not forward {version} packets: set {str(FORWARDING[version])[10:].replace('/', '.')} = 1"
+        for version in sorted(off)
+    ]
 
 
 # --- backends --------------------------------------------------------------------------------------------------------

@@ -145,7 +145,17 @@ def test_text_of_the_configuration_can_be_applied_again(lbd: Lbd) -> None:
     lbd.start()
     lbd.call("config.apply", text=SERVICES)
     text = lbd.call("config.get")["text"]
-    assert lbd.call("config.apply", text=text) == {"version": 1, "changes": [], "warnings": []}
+    again = lbd.call("config.apply", text=text)
+    assert (again["version"], again["changes"]) == (1, [])
+
+
+def test_nat_without_forwarding_is_warned_about(lbd: Lbd, wire: Pair) -> None:
+    lbd.start()
+    enter = ["nsenter", f"--net=/run/netns/{wire.left}", "sysctl", "-qw"]
+    expected = "this gateway does not forward IPv4 packets: set net.ipv4.ip_forward = 1"
+    for value, warned in (("0", True), ("1", False)):
+        subprocess.run([*enter, f"net.ipv4.ip_forward={value}"], check=True)
+        assert (expected in lbd.call("config.diff", text=SERVICES)["warnings"]) == warned
 
 
 def test_vips_follow_the_configuration(lbd: Lbd, wire: Pair) -> None:
