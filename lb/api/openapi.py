@@ -37,7 +37,7 @@ def _schema_of(answer: Any) -> dict[str, Any]:
         return {"$ref": _REFERENCE.format(model=answer.__name__)}
     if getattr(answer, "__origin__", None) is list:
         return {"type": "array", "items": _schema_of(answer.__args__[0])}
-    return {"type": "string"}
+    return {"type": "object" if answer is dict else "string"}
 
 
 def _path_parameters(endpoint: Endpoint) -> list[dict[str, Any]]:

@@ -50,15 +50,22 @@ def _serious(message: ConsoleMessage) -> list[str]:
 
 @contextlib.contextmanager
 def opened(browser: Browser, api: RunningApi, **options: object) -> Iterator[Page]:
+    """The page of an API process that has nothing to complain about."""
+    with opened_at(browser, api.socket, **options) as page:
+        page.get_by_text("all is well").wait_for(timeout=10_000)
+        yield page
+
+
+@contextlib.contextmanager
+def opened_at(browser: Browser, socket: Path, **options: object) -> Iterator[Page]:
     """The page in a fresh browser profile, with whatever went wrong in it collected; fails if anything did."""
     complaints: list[str] = []
-    with served_page(api.socket) as address:
+    with served_page(socket) as address:
         context = browser.new_context(viewport={"width": 1440, "height": 1000}, **options)  # type: ignore[arg-type]
         page = context.new_page()
         page.on("console", lambda message: complaints.extend(_serious(message)))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(address)
-        page.get_by_text("all is well").wait_for(timeout=10_000)
         try:
             yield page
         finally:

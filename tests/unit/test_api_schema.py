@@ -16,6 +16,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+from ebpf.loader import load_programs
 from lb.api.openapi import document
 from tests.unit.api_support import TOKEN, running_api, tls_listener
 from tests.unit.test_api_http import fill_connections
@@ -40,6 +41,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
     port, extra = tls_listener(directory)
     with running_api(directory / "gw", extra) as running:
         fill_connections(running)
+        # what `where` runs is the real program
+        load_programs(directory / "gw" / "run" / "bpf" / "gw1")
         running.control.emit("node.joined", "gw1 formed a group", node="gw1")
         yield f"https://127.0.0.1:{port}", str(directory / "cert.pem")
 

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page on a real cluster: a VIP is dragged and the client's traffic follows; a gateway's death is seen."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from netlab import faults
+from netlab.lab import Lab, eventually
+from playwright.sync_api import Page, expect
+
+from tests.page.page_support import chromium, opened_at
+
+VIP = "10.0.1.100"
+WATCHED = "gw1"
+SEEN_WITHIN_MS = 1000
+SETTLED_MS = 15_000
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    built = Lab.up(f"page{os.getpid()}", "three-gateways")
+    try:
+        yield built
+    finally:
+        built.down()
+
+
+@pytest.fixture
+def page(lab: Lab) -> Iterator[Page]:
+    with chromium() as browser, opened_at(browser, Path(lab.directory) / WATCHED / "run" / "api.sock") as opened:
+        expect(opened.locator("#nodes > li.in_service")).to_have_count(3, timeout=SETTLED_MS)
+        yield opened
+
+
+def owner(lab: Lab) -> str:
+    rows = lab.ask(WATCHED, "vips")
+    return next(str(row["owner"]) for row in rows if row["address"].startswith(f"{VIP}/"))
+
+
+def mac_of(lab: Lab, node: str) -> str:
+    return str(json.loads(lab.run(node, ["ip", "-j", "link", "show", "eth0"]).stdout)[0]["address"])
+
+
+def neighbour(lab: Lab) -> str:
+    """The MAC address the client sends packets for the VIP to."""
+    rows = json.loads(lab.run("client", ["ip", "-j", "neighbour", "show", VIP]).stdout)
+    return str(rows[0].get("lladdr"))
+
+
+def answers(lab: Lab) -> bool:
+    url = f"http://{VIP}/"
+    return lab.run("client", ["curl", "-s", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}", url]).stdout == "200"
+
+
+def test_traffic_follows_a_vip_that_is_dragged(lab: Lab, page: Page) -> None:
+    assert answers(lab)
+    before = owner(lab)
+    target = next(name for name in ("gw1", "gw2", "gw3") if name != before)
+    card = page.locator(f'#nodes > li[data-key="{target}"]')
+    page.locator(f'button.vip:has-text("{VIP}")').drag_to(card)
+    expect(card.locator(f'button.vip:has-text("{VIP}")')).to_be_visible(timeout=SETTLED_MS)
+    eventually(lambda: neighbour(lab) == mac_of(lab, target), 10, "the client's packets go to the new owner")
+    assert answers(lab)
+    expect(page.locator("#events")).to_contain_text(VIP)
+
+
+def test_a_gateway_that_dies_is_shown_at_once(lab: Lab, page: Page) -> None:
+    dying = next(name for name in ("gw3", "gw2") if name != WATCHED)
+    begin = time.monotonic()
+    faults.signal_daemon(lab, dying, "kill")
+    killed = time.monotonic()
+    page.locator(f'#nodes > li[data-key="{dying}"]:not(.in_service)').wait_for(timeout=SETTLED_MS)
+    seen = time.monotonic()
+    print(f"kill took {killed - begin:.2f} s, seen on the page after {seen - killed:.2f} s")
+    assert seen - killed < SEEN_WITHIN_MS / 1000
+    assert answers(lab)
+    lab.start_daemon(dying)
+    expect(page.locator("#nodes > li.in_service")).to_have_count(3, timeout=30_000)
