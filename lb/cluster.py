@@ -24,6 +24,7 @@ from lb.cluster_stats import ClusterStats
 from lb.config import NodeConfig
 from lb.events import Event
 from lb.health.board import REPORT_PREFIX, SLOW_START_PREFIX, HealthBoard
+from lb.lease import KernelLease
 from lb.model import ClusterConfig
 from lb.own_node import OwnNode
 from lb.ownership import (
@@ -58,11 +59,11 @@ if TYPE_CHECKING:
 
 FIRST_VIEW_TIMEOUT_S = 10.0
 RELEASE_TIMEOUT_S = 3.0
+BEACON_MS = 250.0
 TICK_S = 1.0
 # A gateway that is alone because it has just started, or because its links have just come back, first looks for the
 # others before it takes what may be theirs.
 PATIENCE_S = 1.0
-LEASE_NEVER_NS = 0
 _MODES = {"consistent": Mode.CONSISTENT, "fast": Mode.FAST}
 _POLICIES = {"continue": Policy.ALL, "majority": Policy.MAJORITY, "critical": Policy.CRITICAL}
 log = logging.getLogger("lb.cluster")
@@ -79,6 +80,7 @@ def ring_config(node: NodeConfig) -> RingConfig:
         keys=load_key_file(Path(ring.key_file)),
         encrypt=ring.encrypt,
         failure_detection_ms=float(ring.failure_detection_ms),
+        beacon_ms=max(BEACON_MS, float(ring.failure_detection_ms)),
         mode=_MODES[ring.mode],
         policy=_POLICIES[ring.partition_policy],
     )
@@ -99,7 +101,7 @@ class Cluster:
         self.state = ClusterState(self.ring, self.node, ids, self._react, self._holding_changed)
         self.journal = ClusterJournal(node.node.name, self.ring, daemon.record, self.state.name)
         self.store = SharedStore(node.state_dir, tell=self.journal.tell_config)
-        self.lease_until = 0.0
+        self.lease: KernelLease
         self.vips: VipManager
         self.own: OwnNode
         self.stats: ClusterStats
@@ -139,8 +141,9 @@ class Cluster:
         daemon, loop, engine = self.daemon, asyncio.get_running_loop(), self.daemon.engine
         self._kept_until = noted_restart(daemon.node.run_dir)
         keep = read_held(engine.maps) if self._kept_until else frozenset()
+        self.lease = KernelLease(engine.maps.lease)
         if not self._kept_until:
-            engine.set_lease(LEASE_NEVER_NS)
+            self.lease.end()
         await asyncio.to_thread(engine.hold, keep)
         self._steering = SteeringWriter(engine.maps)
         self.own = OwnNode(
@@ -209,7 +212,7 @@ class Cluster:
         await self.ring.data.put(f"{RESTART_PREFIX}{self.node}", msgpack.packb(GRACE_S))
         until = time.monotonic() + LEASE_S
         note_restart(self.daemon.node.run_dir, until)
-        self.daemon.engine.set_lease(int(until * 1e9))
+        self.lease.renew(until)
 
     async def _give_up_all(self) -> None:
         """Hand every address to somebody else before leaving."""
@@ -246,9 +249,7 @@ class Cluster:
         if view is None or not view.serving or not self.state.complete or self._stopping:
             return
         # A lease stretched for a restart is not cut short by the first visits after it.
-        until = max(visit.lease_until, self._kept_until)
-        self.lease_until = until
-        self.daemon.engine.set_lease(int(until * 1e9))
+        self.lease.renew(max(visit.lease_until, self._kept_until))
 
     def _data_complete(self, complete: bool) -> None:
         if complete:

@@ -91,7 +91,7 @@ def _vip_row(cluster: "Cluster", vip: Vip) -> dict[str, Any]:
     holding = cluster.state.holdings.get(vip.host, Holding())
     lease_ms = None
     if holding.owner == cluster.node:
-        lease_ms = max(0.0, (cluster.lease_until - time.monotonic()) * 1000)
+        lease_ms = max(0.0, (cluster.lease.until - time.monotonic()) * 1000)
     state = "held" if holding.owner else "unplaced"
     return {
         "address": vip.address,

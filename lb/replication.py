@@ -25,15 +25,14 @@ from lb.connection_sync import RECORDS_PER_MESSAGE_MAX, RecordReceiver, RecordSe
 from lb.connection_transfer import Giver, Kind, Scope, Taker, TransferError, read_message
 from lb.workers import worker_pool
 from sync.driver import MulticastFailed, Ring
-from sync.events import Deliver, PeerMessage, View
+from sync.events import Deliver, PeerMessage, TokenVisit, View
 
 CHANNEL_RECORDS = 16
 CHANNEL_TRANSFER = 18
 CHANNEL_DIGESTS = 20
 
-POLL_BUSY_S = 0.003
-POLL_IDLE_S = 0.010
-# After records were seen the poll stays dense for this long.
+# While records come they are drained this often, and for a while after; else whenever the token has been here.
+POLL_S = 0.003
 BUSY_FOR_S = 1.0
 REPAIR_INTERVAL_S = 30.0
 REPAIR_BUCKETS_MAX = 16
@@ -84,11 +83,11 @@ class Replication:
         self._comparing = False
         ring.subscribe(CHANNEL_RECORDS, self._records)
         ring.subscribe(CHANNEL_DIGESTS, self._digest)
+        ring.on_token(self._token)
         ring.subscribe_peer(CHANNEL_TRANSFER, self._transfer_message)
 
     def start(self) -> None:
         """Begin draining the packet path's records."""
-        self._timer = self._loop.call_later(POLL_IDLE_S, self._poll)
         self._repairing = self._loop.create_task(self._repair_for_ever(), name="repair of connections")
 
     async def close(self) -> None:
@@ -134,14 +133,20 @@ class Replication:
             # The group's first view here: there is nobody who would know more.
             self._set_complete(True)
 
+    def _token(self, _visit: TokenVisit) -> None:
+        if self._timer is None and self._source.backlog:
+            self._poll()
+
     def _poll(self) -> None:
         now = self._loop.time()
         more = False
         if self._source.backlog or self.sender.backlog:
             self._busy_until = now + BUSY_FOR_S
             more = self.sender.poll()
-        delay = 0.0 if more else POLL_BUSY_S if now < self._busy_until else POLL_IDLE_S
-        self._timer = self._loop.call_later(delay, self._poll)
+        if now < self._busy_until:
+            self._timer = self._loop.call_later(0.0 if more else POLL_S, self._poll)
+        else:
+            self._timer = None
 
     def _offer(self, message: bytearray) -> bool:
         return self._ring.offer(CHANNEL_RECORDS, bytes(message))

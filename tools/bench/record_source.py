@@ -86,10 +86,17 @@ class RecordSource:
         self._program = _load(_program(self.ring.fd))
 
     def emit(
-        self, count: int, *, node: int = 1, network: int = 10, template: npt.NDArray[np.void] | None = None
+        self,
+        count: int,
+        *,
+        node: int = 1,
+        network: int = 10,
+        first: int = 0,
+        template: npt.NDArray[np.void] | None = None,
     ) -> int:
-        """Make `count` records of distinct clients in `network`.x.x.x; returns nanoseconds per record."""
-        record = some_record(node, network) if template is None else template
+        """Make `count` records of distinct clients in `network`.x.x.x, from the `first` on; nanoseconds per record."""
+        record = (some_record(node, network) if template is None else template).copy()
+        record["key"]["source"][12:] = np.frombuffer((network << 24 | first).to_bytes(4, "big"), np.uint8)
         return test_run.run(self._program, record.tobytes(), repeat=count).duration_ns
 
     def close(self) -> None:

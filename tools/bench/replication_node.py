@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One gateway of the replication benchmark: a real ring and real maps, records from BPF instructions instead of
+packets. Reads one JSON object from its command line, prints one at the end; `go` on standard input starts the load."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from ebpf.maps import Maps
+from lb.config import Interface, Node, NodeConfig
+from lb.config import Ring as RingSettings
+from lb.connection_records import Keys
+from lb.replication import Replication
+from lb.workers import worker_pool
+from sync.config import RingConfig
+from sync.driver import Ring, peer_paths
+from tools.bench.record_source import RecordSource, new_map
+
+TICK_S = 0.002
+CALM_S = 1.0
+
+
+class Gateway:
+    """What a gateway's daemon has of replication, and what the benchmark measures of it."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.number = int(settings["node"])
+        addresses: dict[str, list[str]] = settings["addresses"]
+        listen = addresses[str(self.number)]
+        peers = {int(n): peer_paths(listen, a) for n, a in addresses.items() if int(n) != self.number}
+        self.config = NodeConfig(
+            cluster="bench",
+            node=Node(f"gw{self.number}", self.number),
+            interfaces=(Interface("lo", "lan"),),
+            ring=RingSettings(tuple(listen), ""),
+        )
+        self.source = RecordSource(settings["ring_buffer_bytes"])
+        self.maps = Maps({"records": self.source.ring, "connections": new_map("connections")})
+        ring = RingConfig(node=self.number, peers=peers, failure_detection_ms=settings["failure_detection_ms"])
+        self.ring = Ring(ring, listen)
+        self.sent: list[tuple[float, int]] = []
+        self.arrived: list[tuple[float, int]] = []
+        self.count = 0
+        self.making_s = 0.0
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    async def run(self) -> dict[str, Any]:
+        """Join, wait for the word, load or listen, report."""
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(worker_pool(self.config, 2, "bench"))
+        replication = Replication(self.config, self.maps, self.ring, self._spawn, lambda _complete: None)
+        note_writing = replication.receiver.on_writing
+
+        def written(keys: Keys) -> None:
+            if note_writing is not None:
+                note_writing(keys)
+            self.count += len(keys)
+            self.arrived.append((time.monotonic(), self.count))
+
+        replication.receiver.on_writing = written
+        self.ring.on_view(replication.take_view)
+        whole = asyncio.Event()
+        size = len(self.settings["addresses"])
+        self.ring.on_view(lambda view: whole.set() if len(view.members) == size else None)
+        async with self.ring:
+            replication.start()
+            await whole.wait()
+            print("ready", flush=True)
+            await asyncio.to_thread(sys.stdin.readline)
+            cpu, begin = time.process_time(), time.monotonic()
+            if self.settings["rate"] is not None:
+                await self._load(replication)
+            else:
+                await self._listen()
+            busy_s, cpu_s = time.monotonic() - begin, time.process_time() - cpu
+            await asyncio.to_thread(sys.stdin.readline)
+            report = self._report(replication, busy_s, cpu_s)
+            await replication.close()
+        return report
+
+    def _spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
+        self.tasks.append(asyncio.get_running_loop().create_task(work, name=name))
+
+    async def _load(self, replication: Replication) -> None:
+        """Make records at the given rate (0: as fast as they are taken) without ever overfilling the buffer."""
+        seconds, rate = float(self.settings["seconds"]), int(self.settings["rate"])
+        room = self.source.ring.capacity // 72 // 2
+        begin, made = time.monotonic(), 0
+        while (now := time.monotonic()) - begin < seconds:
+            backlog = replication.sender.backlog
+            due = int((now - begin) * rate) - made if rate else room - backlog
+            amount = min(due, room - backlog)
+            if amount > 0:
+                cpu = time.process_time()
+                self.source.emit(amount, node=self.number, network=10 + self.number, first=made)
+                self.making_s += time.process_time() - cpu
+                made += amount
+                self.sent.append((time.monotonic(), made))
+            await asyncio.sleep(TICK_S)
+        while replication.sender.backlog:  # noqa: ASYNC110  (the buffer is the kernel's: nobody tells)
+            await asyncio.sleep(TICK_S)
+
+    async def _listen(self) -> None:
+        """Until nothing has come for a while."""
+        last, since = 0, time.monotonic() + float(self.settings["seconds"])
+        while time.monotonic() < since + CALM_S:
+            if self.count != last:
+                last, since = self.count, max(since, time.monotonic())
+            await asyncio.sleep(0.05)
+
+    def _report(self, replication: Replication, busy_s: float, cpu_s: float) -> dict[str, Any]:
+        table = sum(len(keys) for keys, _ in self.maps.connections.chunks())
+        return {
+            "node": self.number,
+            "busy_s": busy_s,
+            "cpu_s": cpu_s,
+            "making_s": self.making_s,
+            "made": self.sent[-1][1] if self.sent else 0,
+            "received": self.count,
+            "in_map": table,
+            "sent": self.sent,
+            "arrived": self.arrived,
+            "counts": replication.counts(),
+            "views": int(self.ring.counters["views"]),
+        }
+
+
+def main() -> int:
+    """Run the node that the command line describes."""
+    gateway = Gateway(json.loads(sys.argv[1]))
+    print(json.dumps(asyncio.run(gateway.run()), default=int), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
