@@ -36,7 +36,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def run(rate: int, seconds: float) -> list[dict[str, Any]]:
+def run(rate: int, seconds: float, failure_detection_ms: float) -> list[dict[str, Any]]:
     """One run; the reports of all nodes."""
     ports = free_ports(NODES)
     addresses = {str(node): [f"127.0.0.1:{ports[node - 1]}"] for node in range(1, NODES + 1)}
@@ -48,7 +48,7 @@ def run(rate: int, seconds: float) -> list[dict[str, Any]]:
             "rate": rate if node == SENDER else None,
             "seconds": seconds,
             "ring_buffer_bytes": RING_BUFFER_BYTES,
-            "failure_detection_ms": FAILURE_DETECTION_MS,
+            "failure_detection_ms": failure_detection_ms,
         }
         command = [sys.executable, "-m", "tools.bench.replication_node", json.dumps(settings)]
         children.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1))
@@ -113,11 +113,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench replication", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3.0, help="of load per rate (the map holds a million)")
     parser.add_argument("--rate", action="append", choices=sorted(RATES), help="default: all")
+    parser.add_argument("--failure-detection-ms", type=float, default=FAILURE_DETECTION_MS)
     parser.add_argument("--json", action="store_true", help="on one line")
     options = parser.parse_args(arguments)
     results: dict[str, Any] = {"load_average": os.getloadavg()[0]}
     for name in options.rate or RATES:
-        results[name] = figures(run(RATES[name], options.seconds))
+        results[name] = figures(run(RATES[name], options.seconds, options.failure_detection_ms))
         print(f"{name}: {json.dumps(results[name])}", file=sys.stderr)
     print(json.dumps(results, indent=None if options.json else 2))
     return 0
