@@ -119,11 +119,12 @@ class Transport:
     def send(self, now: float, peer: int, channel: int, payload: Buffer | Sequence[Buffer]) -> int:
         """Start sending a message; the handle comes back in Delivered or Undelivered.
 
-        The payload must not change until then. Raises KeyError for an unknown peer, ValueError for a channel or size
-        that cannot be, Backlogged when too much waits for this peer already.
+        A payload given as bytes (or a read-only view of bytes) is not copied. Raises KeyError for an unknown peer,
+        ValueError for a channel or size that cannot be, Backlogged when too much waits for this peer already.
         """
-        if not isinstance(payload, bytes | bytearray | memoryview):
-            payload = b"".join(payload)
+        if not isinstance(payload, bytes | memoryview) or (type(payload) is memoryview and not payload.readonly):
+            # Sealed twice under one nonce, a payload that has changed in between would give the key away: copy.
+            payload = bytes(payload) if isinstance(payload, bytearray | memoryview) else b"".join(payload)
         if not 0 <= channel <= 255 or len(payload) > wire.MESSAGE_LENGTH_MAX:
             raise ValueError(
                 f"channel {channel} (0..255) or length {len(payload)} (0..{wire.MESSAGE_LENGTH_MAX}) cannot be sent"

@@ -5,6 +5,7 @@ import random
 from math import inf
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sync.transport import (
     Backlogged,
@@ -578,3 +579,65 @@ def test_report_tells_how_a_peer_is_doing() -> None:
     assert report.round_trip_s == pytest.approx(0.0002)
     assert report.in_flight_bytes == 1000
     assert report.path.link == 0
+
+
+def test_payload_that_changes_after_sending_is_sent_as_it_was() -> None:
+    """Also when the chunk is cut anew later: two texts under one nonce would betray the key."""
+    network = Network(datagram_max=8972, weather=Weather(datagram_max=1500))
+    network.send(1, 2, b"hello")
+    network.run(1.0)
+    for mutable in (bytearray(b"a" * 20_000), memoryview(bytearray(b"a" * 20_000))):
+        network[1].transport.send(network.now, 2, 7, mutable)
+        mutable[:5] = b"zzzzz"
+        network.collect(1)
+        network.run(0.001)
+        mutable[-5:] = b"zzzzz"
+        network.run(1.0)
+    assert network[1].transport.counters.cuts > 0
+    assert payloads(network, 2)[1:] == [b"a" * 20_000] * 2
+
+
+def test_no_nonce_is_used_twice_for_different_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sealing of a stormy life: losses, cuts, restarts of the peer, its removal and return, changes of keys."""
+    sealed: dict[tuple[int, bytes], tuple[bytes, bytes]] = {}
+
+    class Watched:
+        def __init__(self, key: bytes) -> None:
+            self._aead = AESGCM(key)
+            self._key = hash(key)
+
+        def encrypt(self, nonce: bytes, data: bytes, header: bytes) -> bytes:
+            text = (bytes(data), bytes(header))
+            assert sealed.setdefault((self._key, nonce), text) == text
+            return self._aead.encrypt(nonce, data, header)
+
+        def decrypt(self, nonce: bytes, data: bytes, header: bytes) -> bytes:
+            return self._aead.decrypt(nonce, data, header)
+
+    monkeypatch.setattr("sync.transport.keys.AESGCM", Watched)
+    old, new = b"o" * 32, b"n" * 32
+    network = Network(
+        config=TransportConfig("test", KeyRing([old, new])),
+        datagram_max=8972,
+        weather=Weather(loss=0.2, datagram_max=1500),
+        links=2,
+        seed=11,
+    )
+    for round_ in range(30):
+        for size in (0, 100, 3_000, 70_000):
+            network.send(1, 2, bytes([round_]) * size)
+            network.send(2, 1, bytes([round_]) * size)
+        network[1].transport.send_unreliable(network.now, 2, 9, b"beacon")
+        network.collect(1)
+        network.run(0.05)
+        if round_ % 5 == 0:
+            network.start(2, incarnation=20_000 + round_)
+        if round_ % 7 == 0:
+            network[1].transport.remove_peer(2)
+            network.collect(1)
+            network[1].transport.set_peer(2, network.peer_config(2))
+        if round_ % 3 == 0:
+            network[1].transport.set_keys(KeyRing([old, new] if round_ % 2 else [new, old]))
+    assert len(sealed) > 1_000
+    assert network[1].transport.counters.cuts > 0
+    assert network[1].transport.counters.sessions > 3
