@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from enum import Enum
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..events import View
 from . import limits, rounds, transfer
@@ -29,12 +29,12 @@ from .effects import (
     SendPeer,
     StandingChanged,
 )
+from .fetching import Deferral, Deferred, Fetcher
 from .leases import CHECK_INTERVAL_S, LeaseWatch
 from .replica import Replica
 from .requests import Requests
 from .results import Refusal, Refused, Unknown
 
-FETCH_TIMEOUT_S = 1.0  # without progress of a transfer, before another donor is asked
 COMPARE_INTERVAL_S = 60.0  # between two comparisons of all copies
 LOCK_KINDS = frozenset({Kind.ACQUIRE, Kind.RENEW, Kind.RELEASE, Kind.EXPIRE, Kind.WITHDRAW})
 
@@ -46,15 +46,6 @@ class Phase(Enum):
     FETCHING = "another state is on its way"
     COMPARING = "waiting for every member's report"
     READY = "complete"
-
-
-class Deferred(NamedTuple):
-    """A command or a view whose turn comes when the copy is complete."""
-
-    position: int
-    origin: int
-    what: Command | View
-    size: int
 
 
 class SharedData:
@@ -73,14 +64,8 @@ class SharedData:
         self._synchronised = True
         self._comparison = 0
         self._reports: dict[int, rounds.Report] = {}
-        self._deferred: deque[Deferred] = deque()
-        self._deferred_bytes = 0
-        self._wanted_position = -1  # a fetched state must not be older
-        self._receiver: transfer.Receiver | None = None
-        self._attempt = 0
-        self._failed_attempts = 0
-        self._everything = False  # the last fetch did not give the donor's digest: ask for all buckets
-        self._fetch_deadline = inf
+        self._deferral = Deferral()
+        self._fetcher = Fetcher(local)
         self._donor = transfer.Donor(self.replica)
         self._told_complete = False
         self._waiting: deque[tuple[int, int, Sequence[Any], bool]] = deque()  # submitted while incomplete
@@ -163,8 +148,9 @@ class SharedData:
         """The node is out of the ring. What it asked for is undecided until it is back."""
         self._phase_to(Phase.OUTSIDE)
         self._view = None
-        self._drop_deferred()
-        self._next_check = self._next_compare = self._fetch_deadline = inf
+        self._deferral.clear()
+        self._fetcher.stop()
+        self._next_check = self._next_compare = inf
 
     def on_batch(self, now: float, origin: int, position: int, payloads: Sequence[bytes | memoryview]) -> None:
         """Messages of `origin` on the shared-data channel; the first has this position, each next one more."""
@@ -202,14 +188,14 @@ class SharedData:
         if now >= self._next_check:
             self._next_check = now + CHECK_INTERVAL_S
             self._check(now)
-        if now >= self._fetch_deadline:
+        if now >= self._fetcher.deadline:
             self._fetch_failed(now)
 
     def deadline(self) -> float:
         """When `tick` must be called at the latest."""
         leases = min((min(h.valid_until, h.renew_at) for h in self.requests.held.values()), default=inf)
         check = self._next_check if self._has_timed_work() else inf
-        return min(leases, check, self._fetch_deadline, self._next_compare if self._is_coordinator() else inf)
+        return min(leases, check, self._fetcher.deadline, self._next_compare if self._is_coordinator() else inf)
 
     def take(self) -> list[Effect]:
         """Effects so far, in order."""
@@ -270,26 +256,18 @@ class SharedData:
         self._position = view.position
 
     def _defer(self, place: Deferred) -> None:
-        self._deferred.append(place)
-        self._deferred_bytes += place.size
-        if self._deferred_bytes > limits.DEFERRED_BYTES_MAX:
-            # The state fetched must be newer than what is dropped here.
+        if not self._deferral.add(place):
+            # The state fetched must be newer than what was dropped here.
             self.counters["deferred_overflows"] += 1
-            self._wanted_position = place.position
-            self._drop_deferred()
-            self._receiver, self._fetch_deadline = None, 0.0
+            self._fetcher.stop()
+            self._fetcher.begin(place.position)
+            self._fetcher.deadline = 0.0
             self._synchronised = False
-
-    def _drop_deferred(self) -> None:
-        self._deferred.clear()
-        self._deferred_bytes = 0
 
     def _become_ready(self, now: float) -> None:
         self._synchronised = True
-        self._failed_attempts = 0
-        self._receiver, self._fetch_deadline = None, inf
-        deferred, self._deferred, self._deferred_bytes = self._deferred, deque(), 0
-        for place in deferred:
+        self._fetcher.stop()
+        for place in self._deferral.take():
             if place.position > self._position:
                 self._apply(now, place)
         self._phase_to(Phase.READY)
@@ -325,9 +303,10 @@ class SharedData:
             self._become_ready(now)
         if self.phase is not Phase.READY:
             self._synchronised = False
-            self._drop_deferred()
-            self._position = self._wanted_position = place.position
-            self._receiver, self._fetch_deadline = None, inf
+            self._deferral.clear()
+            self._position = place.position
+            self._fetcher.begin(place.position)
+            self._fetcher.stop()
         self._comparison += 1
         self._reports.clear()
         self._donor.stop()
@@ -399,67 +378,56 @@ class SharedData:
     def _start_over(self, now: float, position: int) -> None:
         """Our state is not the group's: fetch it as of `position` or later."""
         self._synchronised = False
-        self._everything = False
-        self._drop_deferred()
-        self._position, self._wanted_position = -1, position
-        self._failed_attempts = 0
+        self._deferral.clear()
+        self._position = -1
+        self._fetcher.begin(position)
         self._phase_to(Phase.FETCHING)
         self._fetch(now)
 
-    def _donors(self) -> list[int]:
-        members = self._view.members if self._view is not None else ()
-        return [node for node in members if node not in self._incomplete and node != self._local]
-
     def _fetch(self, now: float) -> None:
-        donors = self._donors()
-        if self._view is None or not donors or self._failed_attempts > len(donors):
-            # Nobody has a complete copy, or nobody answers: let everybody say what it has.
-            self._receiver, self._fetch_deadline = None, now + FETCH_TIMEOUT_S
-            self._failed_attempts = 0
-            self._multicast(Kind.COMPARE)
+        if self._view is None:
             return
-        self._attempt += 1
-        round_id = transfer.RoundId(self._view.number, self._comparison)
-        self._receiver = transfer.Receiver(round_id, self._attempt)
-        self._fetch_deadline = now + FETCH_TIMEOUT_S
-        digests = (1 << 63,) * limits.BUCKETS if self._everything else tuple(self.replica.items.digests())
-        fetch = transfer.Fetch(round_id, self._attempt, self._wanted_position, digests)
-        donor = donors[(self._local + self._failed_attempts) % len(donors)]
-        self._effects.append(SendPeer(donor, transfer.encode(fetch)))
+        place = transfer.RoundId(self._view.number, self._comparison)
+        donors = [n for n in self._view.members if n not in self._incomplete and n != self._local]
+        request = self._fetcher.request(now, place, donors, self.replica.items.digests())
+        if request is None:
+            self._multicast(Kind.COMPARE)
+        else:
+            self._effects.append(SendPeer(*request))
 
     def _fetch_failed(self, now: float) -> None:
         self.counters["fetch_timeouts"] += 1
-        self._failed_attempts += 1
+        self._fetcher.fail()
         self._fetch(now)
 
     def _on_part(self, now: float, peer: int, part: transfer.Part) -> None:
-        if self._receiver is None or not self._receiver.expects(part):
+        acknowledgement = self._fetcher.on_part(now, part)
+        if acknowledgement is None:
             self.counters["stale_transfers"] += 1
             return
-        self._fetch_deadline = now + FETCH_TIMEOUT_S
-        self._effects.append(SendPeer(peer, self._receiver.add(part)))
-        self._adopt_if_complete(now, self._receiver)
+        self._effects.append(SendPeer(peer, acknowledgement))
+        self._adopt_if_complete(now)
 
     def _on_last(self, now: float, peer: int, last: transfer.Last) -> None:
-        if self._receiver is None or not self._receiver.expects(last):
+        if self._fetcher.on_last(last):
+            self._adopt_if_complete(now)
+        else:
             self.counters["stale_transfers"] += 1
-            return
-        self._receiver.end(last)
-        self._adopt_if_complete(now, self._receiver)
 
-    def _adopt_if_complete(self, now: float, receiver: transfer.Receiver) -> None:
-        last = receiver.complete()
-        if last is None:
+    def _adopt_if_complete(self, now: float) -> None:
+        result = self._fetcher.result()
+        if result is None:
             return
+        buckets, last = result
         lineage, clock = self.replica.lineage, self.replica.clock
         try:
-            self.replica.adopt(receiver.buckets, last.rest)
+            self.replica.adopt(buckets, last.rest)
         except (ValueError, TypeError) as error:
             raise transfer.MalformedTransfer(str(error)) from None
         if self.replica.digest() != last.digest:
             self.counters["transfers_differing"] += 1
-            self._everything = True
-            self._fetch_failed(now)
+            self._fetcher.distrust()
+            self._fetch(now)
             return
         self._position = last.position
         self.counters["transfers_completed"] += 1
