@@ -52,7 +52,7 @@ async def gateway(node: int, ports: Sequence[int], directory: Path) -> AsyncIter
     listen = [f"127.0.0.1:{ports[node - 1]}"]
     peers = {other: peer_paths(listen, [f"127.0.0.1:{port}"]) for other, port in enumerate(ports, 1) if other != node}
     # Generous: the test machine may be busy, and failure detection is not what is tested here.
-    ring = Ring(RingConfig(node=node, peers=peers, failure_detection_ms=400, beacon_ms=500), listen)
+    ring = Ring(RingConfig(node=node, peers=peers, failure_detection_ms=400, beacon_ms=500), listen, scheduling="other")
     store = SharedStore(directory)
     settled: list[asyncio.Task[None]] = []
     store.attach(ring)
