@@ -45,7 +45,7 @@ BPF_PROG_ARRAY(steps, 16);
 enum way {
     GO_ON = 0,
     LEAVE = 1,
-    GO_NAT_RETURN = 2,
+    GO_TRANSLATE = 2,
     GO_ANSWER = 3,
     GO_STEER = 4,
 };

@@ -5,6 +5,7 @@
 //   a flow that was looked up within the last second: packet, settings, flow, target, counter, one cache line each;
 //   an established connection of this node, in the large table;
 //   the first packet of a connection whose target is a function of the packet: service, table, target.
+// What belongs to a `nat` target goes straight to lb_translate.
 // Each decides as the full path would; none changes anything before the packet is sure to be sent.
 
 #include "connect_flow.h"
@@ -21,7 +22,8 @@ struct plain_packet {
     u16 l3_length;
     u8 protocol;
     bool v6;
-    bool first;  // TCP SYN
+    bool first;     // TCP SYN
+    bool returned;  // answer of a nat backend
 };
 
 // Protocol, ports and whether it is a first packet; false for the other packets that change a connection's state.
@@ -102,12 +104,13 @@ INLINE bool is_capturing(void)
     return control && control->until_ns;
 }
 
-INLINE u32 find_recent(const struct settings *s, const struct plain_packet *p)
+INLINE u32 find_recent(const struct settings *s, struct plain_packet *p)
 {
     struct recent_flow *flow = recent_flow(s, p->hash);
 
-    if (!flow || !is_fresh(flow) || (flow->flags & ~RECENT_LOCAL))
+    if (!flow || !is_fresh(flow) || (flow->flags & RECENT_UDP_ONCE))
         return NO_TARGET;
+    p->returned = flow->flags & RECENT_RETURN;
     return flow->flags & RECENT_LOCAL ? TO_THIS_NODE : flow->target;
 }
 
@@ -204,22 +207,49 @@ INLINE u32 send_plain(struct xdp_md *ctx, const struct settings *s, const struct
     return LEAVE;
 }
 
-// Sends the packet and sets the verdict, or GO_ON for the full path.
-INLINE u32 take_short_way(struct xdp_md *ctx, const struct settings *s, int *verdict)
+// `nat`: everything the full path would have found, for lb_translate. GO_ON if something is out of the ordinary.
+INLINE u32 prepare_translation(struct xdp_md *ctx, struct work *w, const struct plain_packet *p, u32 id)
 {
-    struct plain_packet p = {};
-    u32 id = NO_TARGET;
+    struct target *t = targets.lookup(&id);
+    struct service *service;
+    u32 service_id;
 
-    if (is_capturing() || !parse_plain(ctx, s, &p))
+    if (!t || !(t->flags & TARGET_ALIVE) || t->method != METHOD_NAT || !plain_key(ctx, p, &w->key))
         return GO_ON;
-    if (!p.first)
-        id = find_recent(s, &p);
-    if (id == TO_THIS_NODE) {
+    service_id = t->service;
+    service = service_table.lookup(&service_id);
+    if (!service)
+        return GO_ON;
+    w->flags = (p->v6 ? WORK_V6 : 0) | (p->returned ? WORK_RETURN : 0);
+    w->l3 = ETHERNET_BYTES;
+    w->l4 = ETHERNET_BYTES + (p->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
+    w->l3_length = p->l3_length;
+    w->protocol = p->protocol;
+    w->service = service_id;
+    w->target = id;
+    copy_address(w->connection.destination, service->address);
+    w->connection.destination_port = service->port ? service->port : w->key.source_port;
+    return GO_TRANSLATE;
+}
+
+// Sends the packet and sets the verdict (LEAVE), or finds the target of a `nat` packet (GO_TRANSLATE), or GO_ON for
+// the full path.
+INLINE u32 take_short_way(struct xdp_md *ctx, const struct settings *s, struct plain_packet *p, u32 *id, int *verdict)
+{
+    u32 way;
+
+    if (is_capturing() || !parse_plain(ctx, s, p))
+        return GO_ON;
+    *id = p->first ? NO_TARGET : find_recent(s, p);
+    if (*id == TO_THIS_NODE) {
         note(REASON_PASS_LOCAL, frame_bytes(ctx));
         *verdict = XDP_PASS;
         return LEAVE;
     }
-    if (id == NO_TARGET)
-        id = find_slowly(ctx, s, &p);
-    return id == NO_TARGET ? GO_ON : send_plain(ctx, s, &p, id, verdict);
+    if (*id == NO_TARGET)
+        *id = find_slowly(ctx, s, p);
+    if (*id == NO_TARGET)
+        return GO_ON;
+    way = p->returned ? GO_ON : send_plain(ctx, s, p, *id, verdict);
+    return way == LEAVE ? LEAVE : GO_TRANSLATE;
 }

@@ -46,6 +46,12 @@ INLINE u32 use_answer(const struct settings *s, struct work *w, const struct ser
     w->state = c->state;
     follow_state(s, w, service, c, true);
     touch(w, c);
+    if (w->flags & (WORK_DRY | WORK_ICMP_ERROR))
+        return GO_ON;
+    if (is_open(c->state))
+        remember_flow(s, w->hash, w->target, RECENT_RETURN);
+    else
+        forget_flow(s, w);
     return GO_ON;
 }
 

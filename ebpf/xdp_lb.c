@@ -42,14 +42,22 @@ INLINE void begin_work(struct xdp_md *ctx, struct work *w, u16 flags)
 STEP(lb_entry)
 {
     struct settings *s = get_settings();
+    struct plain_packet p = {};
     int verdict = XDP_PASS;
     struct work *w;
+    u32 id, way;
 
-    if (!s || take_short_way(ctx, s, &verdict) == LEAVE)
+    if (!s)
+        return XDP_PASS;
+    way = take_short_way(ctx, s, &p, &id, &verdict);
+    if (way == LEAVE)
         return verdict;
     w = get_work();
     if (!w)
         return XDP_PASS;
+    begin_work(ctx, w, 0);
+    if (way == GO_TRANSLATE && prepare_translation(ctx, w, &p, id) == GO_TRANSLATE)
+        return go(ctx, w, STEP_TRANSLATE);
     begin_work(ctx, w, 0);
     return go(ctx, w, STEP_PARSE);
 }
@@ -176,7 +184,9 @@ STEP(lb_return)
         // No answer of a backend: back, to see whether it is routed traffic.
         return go(ctx, w, STEP_CONNECT);
     remember_fragment(w);
-    return go(ctx, w, way == GO_STEER ? STEP_STEER : STEP_TRANSLATE);
+    if (way == GO_STEER)
+        return go(ctx, w, STEP_STEER);
+    return go(ctx, w, STEP_TRANSLATE);
 }
 
 STEP(lb_forward)
