@@ -64,7 +64,7 @@ class Sample:
 
     def _traffic(self, choose: Any, number: int) -> dict[str, Any]:
         now = choose(self.counters).get(number, Traffic())
-        before = self._before(lambda counters: choose(counters).get(number))
+        before = self._before(lambda counters: choose(counters).get(number, Traffic()))
         return rates(now, before, self._elapsed_s)
 
 

