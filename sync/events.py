@@ -255,7 +255,7 @@ class PeerMessage(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A multicast was delivered here (position of its first message), or a direct message was acknowledged (-1)."""
+    """A multicast was delivered here (position of its last message), or a direct message was acknowledged (-1)."""
 
     tag: int
     position: int

@@ -31,7 +31,6 @@ from sync.events import (
     View,
 )
 from sync.ring.admission import Admission
-from sync.ring.circulation import Circulation
 from sync.ring.membership import States, TokenEvent, TokenState
 from sync.ring.messages import (
     CHANNEL_CONTROL,
@@ -49,6 +48,7 @@ from sync.ring.messages import (
     encode,
 )
 from sync.ring.multicast import RelayTag
+from sync.ring.regeneration import Ring
 from sync.ring.token import Token
 from sync.transport.effects import Arrived, Backlogged, Delivered, Randomness, Transmit, TransportConfig, Undelivered
 from sync.transport.effects import Reason as Lost
@@ -110,7 +110,7 @@ class Node:
             transport_config(config), local=config.node, incarnation=incarnation, rng=rng, peers=config.peers
         )
         self._link = _Link(self.transport)
-        self._ring = Circulation(config, self._link, incarnation, now, view_number)
+        self._ring = Ring(config, self._link, incarnation, now, view_number)
         self._admission = Admission(config, self._ring, now)
         self._now = now
         self._direct: dict[int, int] = {}

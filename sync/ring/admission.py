@@ -11,12 +11,12 @@ from math import inf
 
 from sync.config import RingConfig
 from sync.events import Reason
-from sync.ring.circulation import Circulation
 from sync.ring.discovery import Joining, Newcomer
 from sync.ring.lineage import NO_EPOCH
 from sync.ring.membership import TokenEvent, TokenState
 from sync.ring.messages import CHANNEL_CONTROL, Answer, Beacon, Call, Refuse, Verdict, encode
 from sync.ring.recovery import Calling, judge
+from sync.ring.regeneration import Ring
 from sync.ring.token import Member
 
 CALL_IDS = 1 << 32
@@ -25,7 +25,7 @@ CALL_IDS = 1 << 32
 class Admission:
     """Decides who is let in, who may regenerate, and when to ask for either."""
 
-    def __init__(self, config: RingConfig, ring: Circulation, now: float) -> None:
+    def __init__(self, config: RingConfig, ring: Ring, now: float) -> None:
         self._config = config
         self._timers = config.timers
         self._ring = ring

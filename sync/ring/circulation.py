@@ -1,48 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The token's way through one node: accept, hold, change the ring, add messages, pass on, deliver.
+"""The token's way through one node: accept, hold, change the ring, add messages, pass on; and the merging of two.
 
-Thesis section 3.5 (pseudo-code events 1, 2, 4 and 6) with the changes described in docs/protocol.md.
+Thesis sections 3.5 (pseudo-code events 2 and 6) and 3.7.3, with the changes described in docs/protocol.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import inf
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from sync.config import TOKEN_BYTES_MAX, Mode, RingConfig
-from sync.events import Deliver, Done, Effect, Order, Reason, Refusal, Refused, TokenVisit, Trace, View, ViewChanged
+from sync.events import Order, Reason, Refusal, TokenVisit
+from sync.ring.delivery import Link
 from sync.ring.discovery import Discovery
-from sync.ring.lineage import LINEAGE_KEPT, Epoch, EpochId, divergence, extends, related
-from sync.ring.membership import States, TokenEvent, TokenState, ViewEvent, ViewState
-from sync.ring.messages import (
-    CHANNEL_CONTROL,
-    CHANNEL_TOKEN,
-    MEMBERS_MAX,
-    Buffers,
-    Haste,
-    Message,
-    Refuse,
-    Relayed,
-    encode,
-    encode_token,
-)
-from sync.ring.multicast import Limits, Outbox, RelayTag, Stream, Tag
-from sync.ring.token import JOINER, Farewell, Kind, Member, Parcel, Proposal, Token
+from sync.ring.leases import DRIFT_MARGIN, Leases
+from sync.ring.lineage import LINEAGE_KEPT, Epoch, EpochId, divergence, extends
+from sync.ring.membership import TokenEvent, TokenState, ViewEvent, ViewState
+from sync.ring.messages import CHANNEL_CONTROL, CHANNEL_TOKEN, MEMBERS_MAX, Haste, Refuse, encode, encode_token
+from sync.ring.multicast import Stream
+from sync.ring.token import JOINER, Farewell, Member, Proposal, Token
 
 HASTE = b"".join(encode(Haste()))
-DRIFT_MARGIN = 0.99
-"""Two clocks may differ in speed by this much before a lease outlives a failure budget."""
-
-
-class Link(Protocol):
-    """What the ring needs of the transport."""
-
-    def send(self, now: float, peer: int, channel: int, buffers: Buffers) -> int: ...
-
-    def send_unreliable(self, now: float, peer: int, channel: int, payload: bytes) -> None: ...
-
-    def cancel(self, handle: int) -> None: ...
 
 
 class _Passed(NamedTuple):
@@ -62,50 +40,23 @@ class _Parked(NamedTuple):
     until: float
 
 
-class Circulation:
-    """One node's part in the ring. ``token`` is the live token while Eating, else the copy of the last visit."""
+class Circulation(Leases):
+    """Takes the token, works on it, passes it on."""
 
     def __init__(self, config: RingConfig, link: Link, incarnation: int, now: float, view_number: int) -> None:
-        self.config = config
-        self.timers = config.timers
-        self.local = config.node
-        self.incarnation = incarnation
-        self.link = link
-        self.eligible = set(config.peers)
-        self.states = States()
+        super().__init__(config, link, incarnation, now, view_number)
         self.discovery = Discovery(config)
-        self.outbox = Outbox(
-            Limits(config.queue_bytes_max, config.queue_requests_max, config.message_bytes_max, config.visit_bytes_max)
-        )
-        self.stream = Stream()
-        self.token: Token | None = None
-        self.view: View | None = None
-        self.view_number = view_number
-        """Highest view number this node has reserved or committed."""
         self.standing = 0
         self.joining = True
         """Asks to be taken in; its own history, if any, counts only if nobody does."""
         self.leaving = False
-        self.awaiting_view = False
         self.haste = False
         self.haste_asked = False
-        self.eating_until = inf
-        self.hungry_until = inf
         self.passed: _Passed | None = None
         self.passed_acknowledged = True
         self.parked: _Parked | None = None
-        self.now = now
-        """The instant of the current step."""
-        self.effects: list[Effect] = []
-        self.counters: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self._epoch_number = 0
-        self._last_pass = -inf
         self._last_visit = now
-        self._promised = True
-        """No member of the view is known to follow another branch."""
-        self._genuine = False
-        """The token has come round to this node, it was not regenerated here."""
-        self._inflight: dict[int, list[tuple[Tag, int]]] = {}
         self._order = Order.SAFE if config.mode is Mode.CONSISTENT else Order.AGREED
 
     # --------------------------------------------------------------------------------------------------- accepting
@@ -233,19 +184,6 @@ class Circulation:
         for parcel in token.pending_views():
             self._reserve(parcel)
 
-    def _take(self, parcels: list[Parcel]) -> None:
-        self.stream.take(parcels)
-        for parcel in parcels:
-            if parcel.kind == Kind.VIEW:
-                self._reserve(parcel)
-
-    def _reserve(self, parcel: Parcel) -> None:
-        proposal = Proposal.decode(parcel.body)
-        if (self.local, self.incarnation) in proposal.members:
-            self.view_number = max(self.view_number, proposal.number)
-            if self.states.view is not ViewState.RESERVE:
-                self.states.on_view(ViewEvent.RESERVED)
-
     def _settle(self) -> None:
         """Prune the token, learn what is stable, follow the view state."""
         token = self.token
@@ -331,45 +269,6 @@ class Circulation:
         if self._genuine:
             self._renew_lease(now, token)
 
-    def _renew_lease(self, now: float, token: Token) -> None:
-        """Tell how long nobody in this node's view can have excluded it.
-
-        Whoever excludes it has tried for a failure budget to reach it, with a token or a 911, and has begun after
-        this node's pass before the present one: the token it could not hand over, or waited for in vain, had left
-        here by then. (Counting from the present pass would be wrong: the predecessor may still be trying, its
-        acknowledgements lost.) This holds only if the token has come round to this node, not if it was regenerated
-        here, and while no member of this node's view has been taken off the list.
-        """
-        self._genuine = False
-        previous, self._last_pass = self._last_pass, now
-        if previous == -inf or self.view is None or self.awaiting_view or not self._promised:
-            return
-        if self.states.view is not ViewState.AGREEMENT:
-            ring = {(member.id, member.incarnation) for member in token.members}
-            if not ring.issuperset(zip(self.view.members, self.view.incarnations, strict=True)):
-                return
-        lease = previous + self.timers.failure_after * DRIFT_MARGIN
-        self.effects.append(TokenVisit(token.hop, lease, len(token.members)))
-
-    def defected(self, members: Iterable[Member]) -> None:
-        """Members of this node's view follow another branch, and will exclude it without waiting: no lease from now on.
-
-        Until a view is committed in which they are not, or are anew.
-        """
-        view = self.view
-        if view is not None:
-            ours = set(zip(view.members, view.incarnations, strict=True))
-            if any((member.id, member.incarnation) in ours and member.id != self.local for member in members):
-                self._promised = False
-                self.revoke_lease()
-
-    def revoke_lease(self) -> None:
-        """This node gives its group up, and with it what the group has promised: the others need not wait."""
-        self._last_pass = -inf
-        self._genuine = False
-        if self.view is not None:
-            self.effects.append(TokenVisit(0, self.now, 0))
-
     def _keep(self, now: float) -> None:
         self._last_pass = -inf
         self.eating_until = now + self.timers.turn_idle
@@ -441,122 +340,6 @@ class Circulation:
         """This node has taken itself off the list and only sees to it that the token gets away."""
         return self.leaving and self.token is not None and self.token.member(self.local) is None
 
-    # ------------------------------------------------------------------------------------- failures, regeneration
-
-    def delivered(self, handle: int) -> None:
-        if self.passed is not None and self.passed.handle == handle:
-            self.passed_acknowledged = True
-
-    def undelivered(self, now: float, handle: int, restarted: bool) -> bool:
-        """Failure on delivery; True when it concerned the token.
-
-        ``restarted``: it went to an incarnation of the peer that is gone. The token may name the new one: send it
-        again; a node it does not name refuses it at once.
-        """
-        passed, token = self.passed, self.token
-        if passed is None or token is None or passed.handle != handle:
-            return False
-        if restarted:
-            again = self.link.send(now, passed.peer, CHANNEL_TOKEN, encode_token(token, passed.hop))
-            self.passed = passed._replace(handle=again)
-            return True
-        self.exclude(now, passed.peer, Reason.PEER_UNREACHABLE)
-        return True
-
-    def refused(self, now: float, peer: int, refuse: Refuse) -> bool:
-        """A peer has refused the token. True when this node gave its own token up for the peer's branch."""
-        passed, token = self.passed, self.token
-        if (
-            passed is None
-            or token is None
-            or (peer, refuse.epoch, refuse.hop) != (passed.peer, passed.epoch, passed.hop)
-        ):
-            self.trace(Reason.STALE_MESSAGE, peer)
-            return False
-        if related(refuse.lineage, token.lineage) and not self.leaving_done:
-            # Two branches of one group live. The one with fewer followers yields; of equals, the older.
-            ours = token.followers(divergence(token.lineage, refuse.lineage))
-            if (refuse.followers, refuse.lineage[-1].id) > (ours, token.epoch):
-                self.abandon(peer)
-                return True
-        self.exclude(now, peer, Reason.PEER_REFUSED)
-        return False
-
-    def exclude(self, now: float, peer: int, reason: Reason) -> None:
-        """The token could not be handed to ``peer``: go on without it.
-
-        It may have the token all the same (its acknowledgement was lost). So this is a regeneration, with a new
-        epoch: who has followed the other branch refuses this one, and the other way round.
-        """
-        self.trace(reason, peer)
-        self.passed = None
-        self.passed_acknowledged = True
-        self.hungry_until = inf
-        self.states.on_token(TokenEvent.DELIVERY_FAILED)
-        self._lost(now, {peer})
-        self._fork({peer})
-        self.release(now)
-        self.deliver()
-
-    def regenerate(self, now: float, without: set[int]) -> None:
-        """The 911 was granted."""
-        self.trace(Reason.TOKEN_REGENERATED, 0)
-        self.states.on_token(TokenEvent.GRANT)
-        self._lost(now, without)
-        self._fork(without)
-        self.release(now)
-        self.deliver()
-
-    def _lost(self, now: float, peers: set[int]) -> None:
-        """These could not be reached: remember it, and call them back soon in case it was a mistake."""
-        for peer in peers:
-            entry = self.token.member(peer) if self.token is not None else None
-            self.discovery.failed(peer, now, invited=entry is not None and bool(entry.flags & JOINER))
-        self.discovery.next_beacon = min(self.discovery.next_beacon, now + self.timers.failure_after)
-
-    def _fork(self, without: set[int]) -> None:
-        token = self.token
-        assert token is not None
-        self._epoch_number += 1
-        token.fork(self.local, self.incarnation, self._epoch_number)
-        removed = [node for node in without if token.member(node) is not None]
-        for node in removed:
-            self._remove(token, node)
-        if removed and token.members:
-            self.propose()
-        self._settle()
-
-    def alone(self, now: float) -> None:
-        """Form a ring of one, with our own history if there is one."""
-        self.trace(Reason.ALONE, 0)
-        self.joining = False
-        self.states.on_token(TokenEvent.ALONE)
-        if self.token is None:
-            self._epoch_number += 1
-            token = Token()
-            token.hop = 1
-            token.lineage = [Epoch(EpochId(self._epoch_number, self.local, self.incarnation), 1)]
-            token.members = [Member(self.local, self.incarnation, 1)]
-            token.standing = self.standing
-            self.token = token
-            self.stream = Stream()
-            self.awaiting_view = False
-            self.propose()
-        else:
-            self._fork({member.id for member in self.token.members} - {self.local})
-        self.release(now)
-        self.deliver()
-
-    def abandon(self, peer: int) -> None:
-        """Drop our own token or our hope for it: a newer branch of the group exists; ask to be let in."""
-        self.trace(Reason.TOKEN_ABANDONED, peer)
-        self.states.on_token(TokenEvent.ABANDON)
-        self.revoke_lease()
-        self.passed = None
-        self.passed_acknowledged = True
-        self.joining = True
-        self.eating_until = self.hungry_until = inf
-
     # ----------------------------------------------------------------------------------------------------- merging
 
     def _try_merge(self, now: float, own: Token) -> Token:
@@ -606,95 +389,6 @@ class Circulation:
         if self.parked is not None and now >= self.parked.until:
             self._give_up_merge(now)
 
-    # ---------------------------------------------------------------------------------------------------- delivery
-
-    def deliver(self) -> None:
-        """Give out what may be given out."""
-        if not len(self.stream):
-            return
-        for parcel in self.stream.ready():
-            if parcel.kind == Kind.MESSAGES:
-                self._deliver_messages(parcel)
-            elif parcel.kind == Kind.VIEW:
-                self._commit(parcel)
-
-    def _deliver_messages(self, parcel: Parcel) -> None:
-        view = self.view
-        if not self.awaiting_view and view is not None:
-            split = 4 * parcel.count
-            body = parcel.body if isinstance(parcel.body, memoryview) else memoryview(parcel.body)
-            self.effects.append(
-                Deliver(
-                    parcel.channel,
-                    parcel.origin,
-                    Order(parcel.order),
-                    view.number,
-                    parcel.position,
-                    parcel.count,
-                    body[:split],
-                    body[split:],
-                )
-            )
-        if parcel.origin == self.local:
-            for tag, index in self._inflight.pop(parcel.position, ()):
-                self._done(tag, parcel.position + index)
-
-    def _commit(self, parcel: Parcel) -> None:
-        proposal = Proposal.decode(parcel.body)
-        if (self.local, self.incarnation) not in proposal.members:
-            return
-        if self.view is not None and proposal.number <= self.view.number:
-            return
-        self.awaiting_view = False
-        self._promised = True
-        members = tuple(id for id, _ in proposal.members)
-        self.view = View(
-            proposal.number,
-            members,
-            min(members),
-            proposal.joined,
-            proposal.serving,
-            parcel.position,
-            tuple(incarnation for _, incarnation in proposal.members),
-            parcel.origin,
-        )
-        self.view_number = max(self.view_number, proposal.number)
-        if self.states.view is ViewState.CHAOS:
-            self.states.on_view(ViewEvent.RESERVED)
-        if self.states.view is ViewState.RESERVE and not self.stream.pending_views():
-            self.states.on_view(ViewEvent.COMMITTED)
-        self.trace(Reason.VIEW_COMMITTED, parcel.origin)
-        self.effects.append(ViewChanged(self.view))
-
-    def _lose_inflight(self, refusal: Refusal) -> None:
-        for tags in self._inflight.values():
-            for tag, _ in tags:
-                self._fail(tag, refusal)
-        self._inflight.clear()
-        for tag in self.outbox.drop_started():
-            self._fail(tag, refusal)
-
-    def _done(self, tag: Tag, position: int) -> None:
-        if isinstance(tag, RelayTag):
-            self.relay_result(tag, position, 0)
-        else:
-            self.effects.append(Done(tag, position))
-
-    def _fail(self, tag: Tag, refusal: Refusal) -> None:
-        if isinstance(tag, RelayTag):
-            self.relay_result(tag, -1, refusal)
-        else:
-            self.effects.append(Refused(tag, refusal))
-
-    # ----------------------------------------------------------------------------------------------------- service
-
-    def relay_result(self, tag: RelayTag, position: int, refusal: int) -> None:
-        if tag.peer in self.eligible:
-            self.control(self.now, tag.peer, Relayed(tag.tag, position, refusal))
-
-    def control(self, now: float, peer: int, message: Message) -> int:
-        return self.link.send(now, peer, CHANNEL_CONTROL, encode(message))
-
     def ask_haste(self, now: float) -> None:
         """Something urgent waits here: wherever the token is, hurry it along."""
         token = self.token
@@ -705,32 +399,3 @@ class Circulation:
             holder = token.resting_place
             if holder != self.local and holder in self.eligible:
                 self.link.send_unreliable(now, holder, CHANNEL_CONTROL, HASTE)
-
-    def withdraw(self) -> None:
-        """Out of the ring: forget the group, refuse what waits."""
-        if not self.out:
-            self.states.on_token(TokenEvent.WITHDRAW)
-        self._lose_inflight(Refusal.HISTORY_LOST)
-        for tag in self.outbox.drain():
-            self._fail(tag, Refusal.LEFT)
-        self.token = None
-        self.view = None
-        self.passed = None
-        self.parked = None
-        self.passed_acknowledged = True
-        self.joining = True
-        self.leaving = False
-        self.stream = Stream()
-        self.discovery.clear()
-        self.eating_until = self.hungry_until = inf
-
-    def trace(self, reason: Reason, peer: int, token: Token | None = None, detail: str = "") -> None:
-        """Count, and tell when asked to."""
-        self.counters[reason] += 1
-        if self.config.trace:
-            if token is not None:
-                ring = ",".join(f"{m.id}{'+' if m.flags & JOINER else ''}" for m in token.members)
-                detail = (
-                    f"{token.epoch.number}.{token.epoch.creator} hop {token.hop} [{ring}] next {token.next_position}"
-                )
-            self.effects.append(Trace(reason, peer, detail))

@@ -31,8 +31,8 @@ from sync.events import (
     ViewChanged,
 )
 from sync.node import Node
-from sync.ring.circulation import Circulation
 from sync.ring.lineage import EpochId
+from sync.ring.regeneration import Ring
 from sync.transport.effects import Path, PeerConfig, Transmit
 from tests.sim.checkers import WORKLOAD_CHANNEL, Checkers, Violation
 from tests.sim.network import Address, Network
@@ -81,7 +81,7 @@ class Instance:
         self.shared: SharedWorkload | None = None
 
     @property
-    def ring(self) -> Circulation:
+    def ring(self) -> Ring:
         return self.node._ring
 
 

@@ -13,16 +13,16 @@ from unittest.mock import patch
 
 from sync.events import Order, TokenVisit
 from sync.ring import circulation, recovery, token
-from sync.ring.circulation import Circulation
 from sync.ring.discovery import Discovery
 from sync.ring.multicast import Outbox, Stream
+from sync.ring.regeneration import Ring
 from sync.ring.token import Kind, Member, Parcel, Token
 
 Patch = tuple[Any, str, Any]
 
 
 def _accept_any_token() -> list[Patch]:
-    return [(Circulation, "_objection", lambda self, offered: None)]
+    return [(Ring, "_objection", lambda self, offered: None)]
 
 
 def _order_tokens_by_hop_alone() -> list[Patch]:
@@ -96,11 +96,11 @@ def _keep_clashing_view_numbers() -> list[Patch]:
         invite(self, after, node, incarnation, 0)
 
     invite = Token.invite
-    return [(Circulation, "_settle_view_number", lambda self: None), (Token, "invite", remember)]
+    return [(Ring, "_settle_view_number", lambda self: None), (Token, "invite", remember)]
 
 
 def _do_not_start_over() -> list[Patch]:
-    return [(Circulation, "_start_over", lambda self, offered: None)]
+    return [(Ring, "_start_over", lambda self, offered: None)]
 
 
 def _merge_without_coming_to_rest() -> list[Patch]:
@@ -108,10 +108,10 @@ def _merge_without_coming_to_rest() -> list[Patch]:
 
 
 def _lose_track_of_lost_requests() -> list[Patch]:
-    def forget(self: Circulation, refusal: Any) -> None:
+    def forget(self: Ring, refusal: Any) -> None:
         self._inflight.clear()
 
-    return [(Circulation, "_lose_inflight", forget)]
+    return [(Ring, "_lose_inflight", forget)]
 
 
 def _deliver_twice() -> list[Patch]:
@@ -140,19 +140,19 @@ def _invite_nobody() -> list[Patch]:
 
 
 def _lease_from_the_last_pass() -> list[Patch]:
-    renew = Circulation._renew_lease
+    renew = Ring._renew_lease
 
-    def generous(self: Circulation, now: float, held: Token) -> None:
+    def generous(self: Ring, now: float, held: Token) -> None:
         renew(self, now, held)
         if self.effects and isinstance(self.effects[-1], TokenVisit):
             visit = self.effects[-1]
             self.effects[-1] = visit._replace(lease_until=now + self.timers.failure_after)
 
-    return [(Circulation, "_renew_lease", generous)]
+    return [(Ring, "_renew_lease", generous)]
 
 
 def _keep_the_lease_when_others_defect() -> list[Patch]:
-    return [(Circulation, "defected", lambda self, members: None), (Circulation, "revoke_lease", lambda self: None)]
+    return [(Ring, "defected", lambda self, members: None), (Ring, "revoke_lease", lambda self: None)]
 
 
 def _welcome_everyone_at_once() -> list[Patch]:
@@ -181,7 +181,7 @@ MUTATIONS: Mapping[str, tuple[Callable[[], list[Patch]], int]] = {
     "last in first out": (_last_in_first_out, 1),
     "invite nobody": (_invite_nobody, 2),
     "lease from the last pass": (_lease_from_the_last_pass, 1),
-    "keep the lease when others defect": (_keep_the_lease_when_others_defect, 1),
+    "keep the lease when others defect": (_keep_the_lease_when_others_defect, 180),
     "welcome everyone at once": (_welcome_everyone_at_once, 1),
 }
 """Name -> (patches, a seed that catches it)."""
