@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ JOURNAL_NAME = "events.jsonl"
 JOURNAL_WRITE_SECONDS = 1.0
 HEALTH_TICK_SECONDS = 1.0
 TASKS_MAX = 1024
+KEEP_PAUSE_SECONDS = 1
 LAST_ANSWER_SECONDS = 0.2
 OWN_CALLER = Caller(0, os.getpid(), "lbd", "daemon")
 log = logging.getLogger("lb")
@@ -69,6 +70,7 @@ class Daemon:
         self.node_file, self.services_file = node_file, services_file
         self.started_at = time.time()
         self.metrics = Registry()
+        self.task_failures = self.metrics.counter("task_failures_total", "Background tasks that failed.", ["task"])
         self.journal = Journal(node.state_dir / JOURNAL_NAME)
         self.control = ControlServer(node.control_socket, node.api.get("group", "lb"))
         self.store: ConfigStore = FileStore(node.state_dir)
@@ -113,9 +115,9 @@ class Daemon:
         for component in self.components:
             await component.start()
         await self.control.start()
-        self.spawn(self._keep_journal(), "journal")
-        self.spawn(self._tick(), "tick")
-        self.spawn(self.lag.run(), "loop lag")
+        self.keep(self._keep_journal, "journal")
+        self.keep(self._tick, "health tick")
+        self.keep(self.lag.run, "loop lag")
         await self._start_children()
         if self.services_file is not None:
             await self.apply_file(self.services_file)
@@ -157,7 +159,7 @@ class Daemon:
 
     def _hops_changed(self, hops: dict[int, Hop], sources: dict[int, IpAddress]) -> None:
         self.driver.request(hops=hops)
-        self.engine.set_tunnel_sources(sources)
+        self.spawn(asyncio.to_thread(self.engine.set_tunnel_sources, sources), "tunnel sources")
 
     # --- health ------------------------------------------------------------------------------------------------------
 
@@ -190,6 +192,19 @@ class Daemon:
         task = self.loop.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+
+    def keep(self, work: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
+        """Runs something without end: when it fails, that is logged and it begins anew."""
+        self.spawn(self._keep(work, name), name)
+
+    async def _keep(self, work: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
+        while True:
+            try:
+                await work()
+            except Exception:
+                self.task_failures.add(1, name)
+                log.exception("%s failed; it begins anew in %d s", name, KEEP_PAUSE_SECONDS)
+            await asyncio.sleep(KEEP_PAUSE_SECONDS)
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -56,8 +56,8 @@ class Sweeps:
         self._seconds = daemon.metrics.histogram("sweep_seconds", "Duration of a sweep over the connection maps.")
 
     async def start(self) -> None:
-        self._daemon.spawn(self._sweep_for_ever(), "sweeper")
-        self._daemon.spawn(self._watch_limits(), "connection limits")
+        self._daemon.keep(self._sweep_for_ever, "sweeper")
+        self._daemon.keep(self._watch_limits, "connection limits")
 
     async def stop(self, planned: bool) -> None:
         """The background tasks end with the daemon."""
@@ -118,7 +118,7 @@ class PathWatch:
         self._refusal = ""
 
     async def start(self) -> None:
-        self._daemon.spawn(self._watch(), self.name)
+        self._daemon.keep(self._watch, self.name)
 
     async def stop(self, planned: bool) -> None:
         """The background task ends with the daemon."""

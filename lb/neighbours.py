@@ -8,6 +8,7 @@ whose next hop is unknown is left to the packet path's own lookup, and asked for
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,7 @@ RETRY_SECONDS = 1.0
 SETTLE_SECONDS = 0.02
 SOLICITATIONS_MAX = 1024
 
+log = logging.getLogger("lb.neighbours")
 Ask = Literal["all", "missing", "nobody"]
 Problem = Literal["no route", "not on a local segment", "interface is down", "next hop does not answer"]
 
@@ -127,6 +129,7 @@ class Neighbours:
     def __init__(self, changed: Callable[[dict[int, Hop], dict[int, IpAddress]], None]) -> None:
         self.problems: dict[int, Problem] = {}
         self.lookups = 0
+        self.failures = 0
         self._changed = changed
         self._wanted: list[Want] = []
         self._told: tuple[dict[int, Hop], dict[int, IpAddress]] | None = None
@@ -179,7 +182,14 @@ class Neighbours:
                 refresh_at = now + REFRESH_SECONDS
             if ask != "nobody":
                 retry_at = now + RETRY_SECONDS
-            await self._refresh(ask)
+            try:
+                await self._refresh(ask)
+            except OSError as error:
+                # A dump that was interrupted by changes, or a kernel short of memory: what is known stays.
+                self.failures += 1
+                log.warning("next hops cannot be looked up now: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+                self._wake.set()
 
     def _missing(self) -> bool:
         return "next hop does not answer" in self.problems.values()

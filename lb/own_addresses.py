@@ -25,7 +25,7 @@ class OwnAddresses:
         self._daemon.loop.add_reader(self._monitor.fileno(), self._read)
         self._daemon.store.on_change(lambda _old, _new: self._again.set())
         await self._refresh()
-        self._daemon.spawn(self._follow(), self.name)
+        self._daemon.keep(self._follow, self.name)
 
     async def stop(self, planned: bool) -> None:
         self._daemon.loop.remove_reader(self._monitor.fileno())
@@ -39,7 +39,11 @@ class OwnAddresses:
         while True:
             await self._again.wait()
             self._again.clear()
-            await self._refresh()
+            try:
+                await self._refresh()
+            except OSError:
+                self._again.set()
+                raise
 
     async def _refresh(self) -> None:
         vips = {vip.ip for vip in self._daemon.store.current.vips}

@@ -53,7 +53,9 @@ class PacketEngine:
 
     def __init__(self, maps: Maps, node: NodeConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.maps = maps
-        self.lock = threading.RLock()
+        self._tables_lock = threading.Lock()
+        self._settings_lock = threading.Lock()
+        self._addresses_lock = threading.Lock()
         self.writes = 0
         self._clock = clock
         self._named_sources = node.engine.tunnel_sources
@@ -96,7 +98,7 @@ class PacketEngine:
 
         Returns the number of writes. Raises EngineError, the previous state put back.
         """
-        with self.lock:
+        with self._tables_lock:
             wanted, wanted_facts = config or self._config, replace(self._facts, **facts)
             if wanted.hash_seed and wanted.hash_seed != self._config.hash_seed:
                 self.change_settings(hash_seed=np.frombuffer(bytes.fromhex(wanted.hash_seed), np.uint64))
@@ -104,11 +106,12 @@ class PacketEngine:
             is_new = wanted is not self._config
             self._config, self._facts = wanted, wanted_facts
             if is_new:
-                self._write_addresses()
+                with self._addresses_lock:
+                    self._write_addresses()
             return count
 
     def _lead_to(self, config: ClusterConfig, facts: Facts) -> int:
-        desired = desired_state(config, facts)
+        desired = desired_state(config, facts, self._state)
         self._check_capacity(desired)
         writes = plan(self._state, desired)
         try:
@@ -117,6 +120,7 @@ class PacketEngine:
         except OSError as error:
             self._put_back()
             raise EngineError(f"the packet path refuses a change: {error}; the previous state is back") from error
+        self._state.recipes = desired.recipes
         return len(writes)
 
     def _check_capacity(self, desired: State) -> None:
@@ -147,9 +151,7 @@ class PacketEngine:
                 state.tables.update(tables)
                 self._table_changed_at.update(dict.fromkeys(tables, self._clock()))
             case SetFlags(flags):
-                settings = self.maps.settings.get(0)
-                assert settings is not None
-                self.maps.change_settings(flags=(int(settings["flags"]) & ~CONFIGURED_FLAGS) | flags)
+                self._change_flags(CONFIGURED_FLAGS, flags)
                 state.flags = flags
 
     def _delete(self, name: str, keys: tuple[bytes, ...]) -> None:
@@ -166,7 +168,7 @@ class PacketEngine:
 
         `oldest_opened_s`: for each service with connections, when its oldest one was opened (seconds, CLOCK_MONOTONIC).
         """
-        with self.lock:
+        with self._tables_lock:
             now, cleared = self._clock(), 0
             for service, changed_at in list(self._table_changed_at.items()):
                 oldest = oldest_opened_s.get(service)
@@ -190,21 +192,23 @@ class PacketEngine:
 
     def change_settings(self, **fields: Any) -> None:
         """Sets fields of the path's settings. `set_setting` is for single bits of `flags`."""
-        with self.lock:
+        with self._settings_lock:
             self.maps.change_settings(**fields)
 
     def set_setting(self, flag: Setting, on: bool) -> None:
         """Turns one feature on or off that does not follow from the configuration (steering, capture)."""
         assert not int(flag) & CONFIGURED_FLAGS
-        with self.lock:
+        self._change_flags(int(flag), int(flag) if on else 0)
+
+    def _change_flags(self, bits: int, values: int) -> None:
+        with self._settings_lock:
             settings = self.maps.settings.get(0)
             assert settings is not None
-            flags = int(settings["flags"])
-            self.maps.change_settings(flags=flags | int(flag) if on else flags & ~int(flag))
+            self.maps.change_settings(flags=(int(settings["flags"]) & ~bits) | values)
 
     def hold(self, hosts: Iterable[str]) -> None:
         """From now on this gateway answers for exactly these VIPs, as long as the node's lease lasts."""
-        with self.lock:
+        with self._addresses_lock:
             self._held = frozenset(hosts)
             self._write_addresses()
 
@@ -214,7 +218,7 @@ class PacketEngine:
 
     def set_own_addresses(self, own: Iterable[IpAddress]) -> None:
         """The gateway's own addresses, which are never balanced."""
-        with self.lock:
+        with self._addresses_lock:
             self._own = frozenset(str(address) for address in own)
             self._write_addresses()
 

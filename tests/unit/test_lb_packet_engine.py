@@ -2,6 +2,7 @@
 """The engine against real maps in the kernel."""
 
 import errno
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -110,6 +111,34 @@ def test_restarted_daemon_adopts_what_it_finds(engine: PacketEngine, maps: Maps,
     assert held is not None
     assert after is not None
     assert int(after["flags"]) == int(held["flags"]) == AddressFlag.VIP | AddressFlag.HELD
+
+
+def test_adopted_tables_serve_further_changes(engine: PacketEngine, maps: Maps, node: NodeConfig) -> None:
+    value = succeed(EMPTY, config(B1, B2))
+    engine.update(value)
+    again = PacketEngine(maps, node)
+    again.update(value)
+    before, writes = table(maps).copy(), again.writes
+    again.update(hops={1: Hop(3, b"\x02\0\0\0\0\x09", b"\x02\0\0\0\0\x08", 1500)})
+    assert again.writes - writes == 3, "the target between two changes of the settings, no table"
+    service = maps.service_table.get(1)
+    assert service is not None
+    assert int(service["table_slots"]) == layout.TABLE_SLOTS_DEFAULT
+    assert np.array_equal(table(maps), before)
+    again.update(health={1: Health(False, 0)})
+    assert set((table(maps) & SLOT_TARGET_MASK).tolist()) == {2}
+
+
+def test_takeover_does_not_wait_for_tables(engine: PacketEngine, maps: Maps) -> None:
+    engine.update(succeed(EMPTY, config(B1, B2)))
+    with engine._tables_lock:
+        held = threading.Thread(target=engine.hold, args=(["10.0.1.100"],))
+        held.start()
+        held.join(5)
+        assert not held.is_alive()
+    entry = maps.addresses.get(layout.pack_address("10.0.1.100").view(layout.ADDRESS_KEY))
+    assert entry is not None
+    assert int(entry["flags"]) & AddressFlag.HELD
 
 
 def test_change_touches_only_what_differs(engine: PacketEngine, maps: Maps) -> None:
