@@ -94,6 +94,7 @@ def figures(reports: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "records": made,
         "records_per_s": round(made / (last - first)),
+        "received": [report["received"] for report in receivers],
         "lost": sum(made - report["received"] for report in receivers),
         "not_in_map": sum(made - report["in_map"] for report in receivers),
         "sending_us": round((sender["cpu_s"] - sender["making_s"]) / made * 1e6, 3),

@@ -20,7 +20,8 @@ from sync.driver import Ring, peer_paths
 from tools.bench.record_source import RecordSource, new_map
 
 TICK_S = 0.002
-CALM_S = 1.0
+CHANNEL_END = 30
+CALM_S = 3.0
 
 
 class Gateway:
@@ -103,6 +104,8 @@ class Gateway:
             await asyncio.sleep(TICK_S)
         while replication.sender.backlog:  # noqa: ASYNC110  (the buffer is the kernel's: nobody tells)
             await asyncio.sleep(TICK_S)
+        # What the ring has accepted is on its way for a while: this comes after all of it.
+        await self.ring.multicast(CHANNEL_END, b"end")
 
     async def _listen(self) -> None:
         """Until nothing has come for a while."""
