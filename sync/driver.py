@@ -54,7 +54,7 @@ from .events import (
 from .node import Node
 from .paths import peer_paths as peer_paths
 from .request_desk import RequestDesk
-from .scheduling import LoopLag, set_scheduling, worker_pool
+from .scheduling import LoopLag, Priority, set_scheduling, worker_pool
 from .shared import (
     CHANNEL,
     Answered,
@@ -124,6 +124,7 @@ class Ring(Subscriptions, Coordination):
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
+        self._shared_deadline = inf  # asked for again after whatever may have changed it
         self._next_tag = 1
         self._done: dict[int, asyncio.Future[int]] = {}  # multicasts and direct messages somebody waits for
         self._flush_scheduled = False
@@ -181,6 +182,7 @@ class Ring(Subscriptions, Coordination):
         self._step(Timer())
 
     def _try_scheduling(self) -> None:
+        self._priority = Priority()
         try:
             set_scheduling(self._scheduling)
         except PermissionError:
@@ -207,6 +209,7 @@ class Ring(Subscriptions, Coordination):
         self._sockets = None
         if self._timer is not None:
             self._timer.cancel()
+        self._priority.restore()
         self._desk.cancel()
         pending: list[asyncio.Future[Any]] = [*self._done.values(), *self._room]
         for future in pending:
@@ -389,7 +392,7 @@ class Ring(Subscriptions, Coordination):
         self._arm()
 
     def _arm(self) -> None:
-        deadline = min(self._node.deadline(), self.shared.deadline())
+        deadline = min(self._node.deadline(), self._shared_deadline)
         if deadline == self._timer_at or self._sockets is None:
             return
         if self._timer is not None:
@@ -483,9 +486,10 @@ class Ring(Subscriptions, Coordination):
     def _take_shared(self) -> None:
         for effect in self.shared.take():
             self._shared_handlers[type(effect)](effect)
+        self._shared_deadline = self.shared.deadline()
 
     def _shared_tick(self, now: float) -> None:
-        if now >= self.shared.deadline():
+        if now >= self._shared_deadline:
             self.shared.tick(now)
             self._take_shared()
             self._flush_commands()

@@ -110,20 +110,25 @@ class RequestDesk:
             self._give_back(ticket, future.result())
         else:
             self._abandoned.add(ticket)
-            self.submit(Kind.WITHDRAW, ticket)
+            self._return(Kind.WITHDRAW, ticket)
 
     def _give_back(self, ticket: int, result: Result) -> None:
         """A request was granted to nobody any more."""
         if isinstance(result, Granted):
             held = self.shared.requests.held.get(ticket)
             if held is not None:
-                self.submit(Kind.RELEASE, held.name, ticket)
+                self._return(Kind.RELEASE, held.name, ticket)
         elif isinstance(result, Taken):
-            self.submit(Kind.WITHDRAW, ticket)
+            self._return(Kind.WITHDRAW, ticket)
         elif isinstance(result, Passed) and result.first:
             for name, barrier in self.shared.replica.barriers.all().items():
                 if self.shared.requests.owner(ticket) in barrier.arrivals:
-                    self.submit(Kind.LEAVE, name, ticket)
+                    self._return(Kind.LEAVE, name, ticket)
+
+    def _return(self, kind: Kind, *arguments: Any) -> None:
+        """Give up something that others may be waiting for."""
+        self.shared.submit(self._surroundings.now(), kind, *arguments)
+        self._surroundings.flush_soon()
 
     # --- answers ---
 

@@ -32,6 +32,21 @@ def set_scheduling(wish: str) -> None:
         raise ValueError(f'scheduling {wish!r} is not known: write "auto", "other", "nice:-10" or "rr:5"')
 
 
+class Priority:
+    """A thread's scheduling, to be put back when the ring no longer needs another."""
+
+    def __init__(self) -> None:
+        self._policy = os.sched_getscheduler(0)
+        self._parameters = os.sched_getparam(0)
+        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
+
+    def restore(self) -> None:
+        """Put it back, as far as that is permitted."""
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, self._policy, self._parameters)
+            os.setpriority(os.PRIO_PROCESS, 0, self._nice)
+
+
 def worker_pool(wish: str, workers: int) -> ThreadPoolExecutor:
     """Threads with the ring's priority, for work beside it in the same process.
 

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ring driver on loopback: a ring of one, and of three in one process."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from sync.config import RingConfig
+from sync.data import RequestRefused, VersionConflict
+from sync.driver import Ring, peer_paths
+from sync.events import Deliver, Order, View
+from sync.scheduling import LoopLag, Priority, set_scheduling, worker_pool
+from sync.shared import Change
+from sync.transport.keys import KeyRing
+
+PATIENCE_S = 20.0
+FAILURE_MS = 400.0  # three nodes in one process on a busy machine are late for each other
+
+
+def free_ports(count: int) -> list[int]:
+    """UDP ports nobody uses at the moment."""
+    with contextlib.ExitStack() as stack:
+        found = []
+        for _ in range(count):
+            probe = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            probe.bind(("127.0.0.1", 0))
+            found.append(probe.getsockname()[1])
+        return found
+
+
+def make_rings(count: int, **settings: Any) -> list[Ring]:
+    """Rings that know each other and share a key."""
+    addresses = {n: f"127.0.0.1:{port}" for n, port in enumerate(free_ports(count), 1)}
+    keys = KeyRing([b"k" * 32])
+    rings = []
+    for node, own in addresses.items():
+        peers = {peer: peer_paths([own], [address]) for peer, address in addresses.items() if peer != node}
+        config = RingConfig(
+            node=node, peers=peers, keys=keys, failure_detection_ms=FAILURE_MS, beacon_ms=500.0, **settings
+        )
+        rings.append(Ring(config, [own], scheduling="other"))
+    return rings
+
+
+@contextlib.asynccontextmanager
+async def formed(count: int) -> AsyncIterator[list[Ring]]:
+    """So many rings in one view, complete."""
+    rings = make_rings(count)
+    for ring in rings:
+        ring.start()
+    try:
+        await until(lambda: all(len(ring.members) == count and ring.data.complete for ring in rings))
+        yield rings
+    finally:
+        for ring in rings:
+            await ring.leave()
+            ring.close()
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end, "not in time"
+        await asyncio.sleep(0.005)
+
+
+async def test_a_ring_of_one_works_like_any_other() -> None:
+    (ring,) = make_rings(1)
+    async with ring:
+        assert ring.members == (1,)
+        assert await ring.data.put("x", b"1") > 0
+        assert await ring.data.add("n", 4) == 4
+        async with ring.lock("l") as lock:
+            assert lock.valid
+    assert ring.view is None
+
+
+async def test_messages_come_in_one_order_at_all() -> None:
+    async with formed(3) as rings:
+        seen: list[list[tuple[int, bytes]]] = [[], [], []]
+        for ring, log in zip(rings, seen, strict=True):
+
+            def record(batch: Deliver, log: list[tuple[int, bytes]] = log) -> None:
+                log += [(batch.origin, bytes(payload)) for payload in batch.payloads()]
+
+            ring.subscribe(20, record)
+        positions = await asyncio.gather(
+            *(ring.multicast(20, [b"%d" % n, b"second"], order=Order.SAFE if n % 2 else Order.AGREED)
+              for ring in rings for n in range(10))
+        )  # fmt: skip
+        assert len(set(positions)) == 30
+        await until(lambda: all(len(log) == 60 for log in seen))
+        assert seen[0] == seen[1] == seen[2]
+
+
+async def test_shared_data_from_every_node() -> None:
+    async with formed(3) as (first, second, third):
+        changes: list[Change] = []
+        watch = third.data.watch("config/", changes.extend)
+        version = await first.data.put("config/a", b"1")
+        with pytest.raises(VersionConflict) as conflict:
+            await second.data.put("config/a", b"2", version=version - 1)
+        assert conflict.value.version == version
+        async with second.transaction() as change:
+            change.require("config/a", version)
+            change["config/a"] = b"2"
+            change["other"] = b"x"
+        await until(lambda: third.data.get("config/a") == b"2")
+        assert [c.item.value for c in changes if c.item] == [b"1", b"2"]
+        watch.cancel()
+        first.data["config/a"] = b"3"
+        await until(lambda: third.data.get("config/a") == b"3")
+        assert len(changes) == 2
+        replay: list[Change] = []
+        third.data.watch("config/", replay.extend, from_version=0)
+        assert [c.key for c in replay] == ["config/a"]
+
+
+async def test_a_waiter_that_gives_up_leaves_no_lock_behind() -> None:
+    async with formed(2) as (first, second):
+        lock = first.lock("l")
+        await lock.acquire()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await second.lock("l").acquire()
+        await lock.release()
+        third = first.lock("l")
+        await asyncio.wait_for(third.acquire(), 10)
+        with pytest.raises(RequestRefused):
+            await second.lock("l", wait=False).acquire()
+        await third.release()
+
+
+async def test_primitives_across_nodes() -> None:
+    async with formed(3) as rings:
+        firsts = await asyncio.gather(*(ring.barrier("start") for ring in rings))
+        assert sorted(firsts) == [False, False, True]
+        sums = await asyncio.gather(*(ring.counter("c").add(2) for ring in rings))
+        assert sorted(sums) == [2, 4, 6]
+        taker = asyncio.ensure_future(rings[2].queue("q").get())
+        await rings[0].queue("q").put(b"work")
+        assert await taker == b"work"
+        election = rings[1].election("chief")
+        await election.campaign()
+        await until(lambda: rings[0].election("chief").leader == 2)
+        await election.resign()
+        order: list[int] = []
+
+        async def once(ring: Ring) -> None:
+            async with ring.first_comer("setup") as acting:
+                if acting:
+                    await asyncio.sleep(0.05)
+                    order.append(ring.config.node)
+                else:
+                    assert order, "passed before the first comer was done"
+
+        await asyncio.gather(*(once(ring) for ring in rings))
+        assert len(order) == 1
+
+
+async def test_a_queue_element_comes_back_when_its_taker_fails() -> None:
+    async with formed(2) as (first, second):
+        await first.queue("q").put(b"a")
+
+        async def fail() -> None:
+            async with second.queue("q").take() as value:
+                assert value == b"a"
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        assert await first.queue("q").get(wait=False) == b"a"
+
+
+async def test_direct_messages_and_events() -> None:
+    async with formed(2) as (first, second):
+        got: list[bytes] = []
+        second.subscribe_peer(30, lambda message: got.append(bytes(message.payload)))
+        await first.send(2, 30, b"x" * 200_000)
+        assert got == [b"x" * 200_000]
+        events = aiter(second)
+        assert isinstance(await anext(events), View)
+        following = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)
+        await first.multicast(40, b"unclaimed")
+        message = await asyncio.wait_for(following, 5)
+        assert getattr(message, "payload", None) == b"unclaimed"
+
+
+async def test_a_failing_callback_disturbs_nobody() -> None:
+    async with formed(2) as (first, second):
+        got: list[int] = []
+
+        def fail(batch: Deliver) -> None:
+            raise RuntimeError
+
+        second.subscribe(20, fail)
+        second.subscribe(20, lambda batch: got.append(batch.messages))
+        await first.multicast(20, b"x")
+        await until(lambda: got == [1])
+        assert second.counters["callback_errors"] == 1
+
+
+async def test_back_pressure_is_told_and_ends() -> None:
+    rings = make_rings(1, queue_bytes_max=1 << 20, message_bytes_max=1 << 18)
+    async with rings[0] as ring:
+        payload = bytes(1 << 17)
+        taken = 0
+        while ring.offer(20, payload) and taken < 100:
+            taken += 1
+        assert 0 < taken <= 100
+        await asyncio.wait_for(ring.wait_for_room(), 5)
+        assert ring.offer(20, payload)
+
+
+def test_channels_of_the_ring_itself_cannot_be_subscribed() -> None:
+    (ring,) = make_rings(1)
+    with pytest.raises(ValueError, match="16"):
+        ring.subscribe(1, lambda batch: None)
+
+
+async def test_scheduling_is_put_back_when_the_ring_closes() -> None:
+    before = os.sched_getscheduler(0)
+    (ring,) = make_rings(1)
+    ring._scheduling = "auto"
+    async with ring:
+        pass
+    assert os.sched_getscheduler(0) == before
+
+
+def test_workers_have_the_wished_priority() -> None:
+    before = Priority()
+    try:
+        set_scheduling("rr:2")
+    except PermissionError:
+        pytest.skip("real-time priorities are not permitted here")
+    finally:
+        before.restore()
+    with worker_pool("rr:2", 1) as pool:
+        policy = pool.submit(os.sched_getscheduler, 0).result()
+    assert policy & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
+
+
+def test_unknown_scheduling_is_refused() -> None:
+    with pytest.raises(ValueError, match="auto"):
+        set_scheduling("fast")
+
+
+def test_loop_lag_counts_by_bound() -> None:
+    lag = LoopLag()
+    for late in (0.0005, 0.0015, 0.7):
+        lag.add(late)
+    figures = lag.figures()
+    assert (figures["loop_lag_within_1_ms"], figures["loop_lag_within_2_ms"]) == (1, 1)
+    assert figures["loop_lag_above_500_ms"] == 1
+    assert figures["loop_lag_max_ms"] == 700
