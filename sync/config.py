@@ -88,7 +88,8 @@ class RingConfig:
     """Turn of an idle token; default 0.375 of the failure budget. Longer costs less CPU and detects later."""
     hungry_ms: float | None = None
     """Least time without the token before 911; default 0.55 of the failure budget. A slow ring waits longer."""
-    beacon_ms: float = 250.0
+    beacon_ms: float | None = None
+    """Between beacons to an absent eligible member; default 250, or twice the failure budget if that is more."""
     visit_bytes_max: int = 1 << 20
     """Payload a node may add to the token per visit."""
     message_bytes_max: int = 8 << 20
@@ -109,6 +110,7 @@ class RingConfig:
     def timers(self) -> Timers:
         budget = self.failure_detection_ms / 1000
         turn = 0.375 * budget if self.turn_idle_ms is None else self.turn_idle_ms / 1000
+        beacon = max(0.25, 2 * budget) if self.beacon_ms is None else self.beacon_ms / 1000
         hungry = 0.55 * budget if self.hungry_ms is None else self.hungry_ms / 1000
         return Timers(
             failure_after=budget,
@@ -118,7 +120,7 @@ class RingConfig:
             starving=1.25 * budget,
             alone=4 * budget,
             merge_wait=hungry + 2 * budget,
-            beacon=self.beacon_ms / 1000,
+            beacon=beacon,
             newcomer=6 * budget,
             damping_max=max(2.0, 20 * budget),
         )
@@ -161,7 +163,7 @@ class RingConfig:
             )
         if timers.beacon < timers.failure_after:
             raise ConfigError(
-                f"beacon_ms is {self.beacon_ms:g}; below failure_detection_ms ({self.failure_detection_ms:g}) "
+                f"beacon_ms is {timers.beacon * 1000:g}; below failure_detection_ms ({self.failure_detection_ms:g}) "
                 "absent nodes are called before their last absence is even noticed: raise it"
             )
 
