@@ -61,6 +61,8 @@ FIRST_VIEW_TIMEOUT_S = 10.0
 RELEASE_TIMEOUT_S = 3.0
 BEACON_MS = 250.0
 TICK_S = 1.0
+# After a view, members' addresses may be unknown for a while: a claim from them is no stranger's.
+JUDGE_AFTER_S = 3.0
 # A gateway that is alone because it has just started, or because its links have just come back, first looks for the
 # others before it takes what may be theirs.
 PATIENCE_S = 1.0
@@ -122,6 +124,7 @@ class Cluster:
         # Under a planned restart's stretched lease the packet path goes on answering until this node has confirmed.
         self._kept_until = 0.0
         self._moved_at = 0.0
+        self._view_at = time.monotonic()
         self._left_at = 0.0
         daemon.store = self.store
         daemon.report = self.journal.tell  # type: ignore[method-assign]
@@ -228,7 +231,8 @@ class Cluster:
     def _view(self, view: View) -> None:
         before = self.state.view
         self.state.take_view(view)
-        now = time.monotonic()
+        now = self._view_at = time.monotonic()
+        self.vips.judging = False
         if self.node in view.joined and self._kept_until <= now:
             # Whatever this gateway owned, the group may have given to others.
             self.vips.want(frozenset())
@@ -280,7 +284,7 @@ class Cluster:
         before = self.vips.taken.keys()
         self.vips.want(hold)
         self._note_takeovers(hold - before)
-        self.vips.member_macs = frozenset(mac for fact in cluster.facts.values() for _, mac in fact.macs)
+        self.vips.member_macs |= frozenset(mac for fact in cluster.facts.values() for _, mac in fact.macs)
         self._patience.watch(state.restarting)
         if self._writing or self._is_patient():
             return
@@ -442,6 +446,7 @@ class Cluster:
         """What may be due without anything having been said: a move for balance, facts that time changes."""
         while True:
             await asyncio.sleep(TICK_S)
+            self.vips.judging = self.state.complete and time.monotonic() - self._view_at > JUDGE_AFTER_S
             self._publish()
             self._react()
 

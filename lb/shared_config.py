@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 KEY = "config"
 APPLY_TIMEOUT_S = 10.0
 ATTEMPTS_MAX = 8
+RETRY_S = 0.2
 PACKED_BYTES_MAX = 64 << 20
 ABSENT = 0
 log = logging.getLogger("lb.store")
@@ -153,9 +154,17 @@ class SharedStore:
 
     async def _settle(self, mine: ClusterConfig) -> None:
         try:
-            await self._restore_or_adopt(mine)
-        except ItemConflict:
-            pass  # another gateway was quicker; its item is adopted
+            for _ in range(ATTEMPTS_MAX):
+                try:
+                    await self._restore_or_adopt(mine)
+                    break
+                except ItemConflict:
+                    continue  # another gateway was quicker: look again whose is newer
+                except ControlError as error:
+                    log.info("configuration on disk not offered yet: %s", error)
+                    await asyncio.sleep(RETRY_S)
+        except ValueError as error:
+            log.error("shared configuration: %s", error)
         finally:
             self._settling -= 1
             self.refresh()

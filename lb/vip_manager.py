@@ -70,6 +70,8 @@ class VipManager:
         self._defended: dict[str, float] = {}
         self._suspected: dict[tuple[str, str], float] = {}
         self._reported: set[tuple[str, str]] = set()
+        # Nobody is called a stranger before the members are known.
+        self.judging = False
         self.member_macs: frozenset[bytes] = frozenset()
         self.problems: dict[str, str] = {}
         self.taken_count = 0
@@ -208,7 +210,7 @@ class VipManager:
         if now - self._defended.get(host, -DEFEND_INTERVAL_S) >= DEFEND_INTERVAL_S:
             self._defended[host] = now
             self._announce(self._taken[host])
-        if claim.mac in self.member_macs:
+        if claim.mac in self.member_macs or not self.judging:
             return
         key = (host, claim.mac.hex(":"))
         if len(self._suspected) >= SUSPECTS_MAX:
