@@ -32,7 +32,9 @@ class Pair:
     def start(self, namespace: str, code: str) -> "Child":
         """Start Python in one of the namespaces."""
         command = ["nsenter", f"--net=/run/netns/{namespace}", sys.executable, "-c", code]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         return Child(process)
 
 

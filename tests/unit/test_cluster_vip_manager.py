@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking and giving up addresses on a real interface, with a real neighbour looking on."""
+
+import json
+
+from tests.unit.cluster_namespaces import pair, run
+
+PRELUDE = """
+import asyncio, json
+from lb.config import Interface, Node, NodeConfig
+from lb.links import LinkWatch
+from lb.model import ClusterConfig, Vip
+from lb.netlink import Netlink
+from lb.vip_manager import VipManager
+
+NODE = NodeConfig("test", Node("gw1", 1), (Interface("wire", "lan"),))
+CONFIG = ClusterConfig(vips=(Vip("10.9.0.100/24", "lan"), Vip("fd09::100/64", "lan"), Vip("10.8.0.1/24", "dmz")))
+A, B, ELSEWHERE = "10.9.0.100", "fd09::100", "10.8.0.1"
+log = []
+
+def present():
+    with Netlink() as kernel:
+        held = {str(address.interface.ip) for address in kernel.addresses()}
+    return sorted(held & {A, B, ELSEWHERE})
+
+def hold(hosts):
+    log.append(["hold", sorted(hosts), present()])
+
+async def manager(keep=()):
+    links = LinkWatch(asyncio.get_running_loop(), ["wire"], lambda: None)
+    made = VipManager(NODE, hold, links, lambda *claim: log.append(["stranger", *claim]))
+    made.start(CONFIG, keep=keep)
+    return made
+"""
+
+TAKE_AND_GIVE = (
+    PRELUDE
+    + """
+async def main():
+    vips = await manager()
+    vips.want(frozenset({A, B}))
+    log.append(["taken", present()])
+    await vips.settled()
+    print("taken", flush=True)
+    await asyncio.to_thread(input)
+    vips.want(frozenset({B}))
+    log.append(["still answering for", sorted(vips.held)])
+    await vips.settled()
+    log.append(["left", present(), sorted(vips.held)])
+    vips.want(frozenset({B, ELSEWHERE}))
+    log.append(["problem", vips.problems[ELSEWHERE]])
+    await vips.close()
+    log.append(["closed", present()])
+    print(json.dumps(log))
+
+asyncio.run(main())
+"""
+)
+
+RESTART = (
+    PRELUDE
+    + """
+async def main():
+    with Netlink() as kernel:
+        wire = next(link for link in kernel.links() if link.name == "wire")
+        from ipaddress import ip_interface
+        for vip in CONFIG.vips[:2]:
+            kernel.add_address(wire.index, ip_interface(vip.address))
+    vips = await manager(keep=[A])
+    log.append(["found", sorted(vips.taken)])
+    vips.want(frozenset({A}))
+    await vips.settled()
+    log.append(["left", present()])
+    await vips.close()
+    print(json.dumps(log))
+
+asyncio.run(main())
+"""
+)
+
+STRANGER = (
+    PRELUDE
+    + """
+async def main():
+    vips = await manager()
+    vips.judging = True
+    vips.member_macs = frozenset({bytes.fromhex("020000000001")})
+    vips.want(frozenset({A}))
+    await vips.settled()
+    print("taken", flush=True)
+    for _ in range(400):
+        await asyncio.sleep(0.02)
+        if any(entry[0] == "stranger" for entry in log):
+            break
+    await vips.close()
+    print(json.dumps([entry for entry in log if entry[0] == "stranger"]))
+
+asyncio.run(main())
+"""
+)
+
+CLAIM = """
+import time
+from ipaddress import ip_address
+from lb.announce import Segment, announcement
+for _ in range(3):
+    for mac in ("020000000001", "02000000beef"):
+        segment = Segment("wire", bytes.fromhex(mac))
+        segment.send(announcement(segment.mac, ip_address("10.9.0.100")))
+        segment.close()
+    time.sleep(0.4)
+"""
+
+
+def test_taken_at_once_and_answered_for_after_given_up_the_other_way_round() -> None:
+    with pair() as hosts:
+        child = hosts.start(hosts.left, TAKE_AND_GIVE)
+        assert child.read_line() == "taken"
+        run("ip", "netns", "exec", hosts.right, "ping", "-c", "1", "-W", "2", "10.9.0.100")
+        out, err = child.process.communicate("\n", timeout=20)
+    assert not child.process.returncode, err
+    assert json.loads(out.splitlines()[-1]) == [
+        ["taken", ["10.9.0.100", "fd09::100"]],
+        ["hold", ["10.9.0.100", "fd09::100"], ["10.9.0.100", "fd09::100"]],
+        ["still answering for", ["10.9.0.100", "fd09::100"]],
+        # The packet path stops answering first; only then the address goes.
+        ["hold", ["fd09::100"], ["10.9.0.100", "fd09::100"]],
+        ["left", ["fd09::100"], ["fd09::100"]],
+        ["problem", "no interface of this gateway that is up is on segment dmz"],
+        ["closed", ["fd09::100"]],
+    ]
+
+
+def test_what_an_earlier_daemon_left_is_kept_or_taken_off() -> None:
+    with pair() as hosts:
+        seen = json.loads(hosts.python(hosts.left, RESTART).splitlines()[-1])
+    assert seen[0] == ["found", ["10.9.0.100", "fd09::100"]]
+    assert seen[-1] == ["left", ["10.9.0.100"]]
+
+
+def test_a_stranger_is_reported_once_and_a_member_never() -> None:
+    with pair() as hosts:
+        child = hosts.start(hosts.left, STRANGER)
+        assert child.read_line() == "taken"
+        hosts.python(hosts.right, CLAIM)
+        seen = json.loads(child.communicate_checked().splitlines()[-1])
+    assert seen == [["stranger", "10.9.0.100", "02:00:00:00:be:ef", "wire"]]
