@@ -59,25 +59,47 @@ def select(burst: Buffer, segment_size: int, missing: int) -> Buffer:
     return part
 
 
-def gather(data: Buffer, head: bytes, header: ChunkHeader, target: memoryview) -> bytes | None:
-    """Copy the payload of a buffer that holds exactly one whole burst, in order, to `target`; its tag.
-
-    None if the buffer holds anything else. The segments' headers are compared with `head`; the payload is as yet
-    unchecked.
-    """
-    segment_size, length = header.segment_size, header.length
-    slice_length = segment_size - SEGMENT_OVERHEAD
-    count = segment_count(length, segment_size)
-    if len(data) != length + TAG_LENGTH + count * SEGMENT_OVERHEAD:
-        return None
+def is_run(data: Buffer, head: bytes, header: ChunkHeader) -> bool:
+    """Whether a buffer holds consecutive segments of one chunk, every one with this head, and nothing else."""
+    segment_size = header.segment_size
+    total = segment_count(header.length, segment_size)
+    first, count = data[INDEX_AT], -(-len(data) // segment_size)
+    length = count * segment_size
+    if first + count == total:
+        length = header.length + TAG_LENGTH + total * SEGMENT_OVERHEAD - first * segment_size
+    if first + count > total or len(data) != length:
+        return False
     heads = np.ndarray((count,), _HEAD, data, 0, (segment_size,))
     indexes = np.ndarray((count,), np.uint8, data, INDEX_AT, (segment_size,))
-    if heads.tobytes() != head * count or indexes.tobytes() != _INDEXES[:count]:
-        return None
+    return bool(heads.tobytes() == head * count and indexes.tobytes() == _INDEXES[first : first + count])
+
+
+def is_whole(data: Buffer, header: ChunkHeader) -> bool:
+    """Whether a run is all of its chunk."""
+    count = segment_count(header.length, header.segment_size)
+    return len(data) == header.length + TAG_LENGTH + count * SEGMENT_OVERHEAD
+
+
+def gather(data: Buffer, header: ChunkHeader, target: memoryview) -> bytes:
+    """Copy the payload of a run that is a whole chunk to `target`; its tag. The payload is as yet unchecked."""
+    segment_size, length = header.segment_size, header.length
+    slice_length = segment_size - SEGMENT_OVERHEAD
     full = length // slice_length
     rows = np.ndarray((full, slice_length), np.uint8, data, SEGMENT_OVERHEAD, (segment_size, 1))
     np.ndarray((full, slice_length), np.uint8, target)[:] = rows
-    view = memoryview(data)
+    view, count = memoryview(data), segment_count(length, segment_size)
     rest = b"".join(view[at * segment_size + SEGMENT_OVERHEAD : (at + 1) * segment_size] for at in range(full, count))
     target[full * slice_length :] = rest[:-TAG_LENGTH]
     return rest[-TAG_LENGTH:]
+
+
+def gather_run(data: Buffer, segment_size: int, target: bytearray) -> int:
+    """Copy the slices of a run to where they belong in `target`, payload and tag of the chunk; how many they are."""
+    slice_length = segment_size - SEGMENT_OVERHEAD
+    first, count = data[INDEX_AT], -(-len(data) // segment_size)
+    rows = np.ndarray((count - 1, slice_length), np.uint8, data, SEGMENT_OVERHEAD, (segment_size, 1))
+    np.ndarray((count - 1, slice_length), np.uint8, target, first * slice_length)[:] = rows
+    last = memoryview(data)[(count - 1) * segment_size + SEGMENT_OVERHEAD :]
+    at = (first + count - 1) * slice_length
+    target[at : at + len(last)] = last
+    return count

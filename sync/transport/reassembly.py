@@ -9,7 +9,9 @@ from typing import Final
 
 import numpy as np
 
+from sync.transport.burst import gather_run
 from sync.transport.wire import (
+    INDEX_AT,
     MESSAGE_LENGTH_MAX,
     SEGMENT_OVERHEAD,
     TAG_LENGTH,
@@ -48,11 +50,15 @@ class PartialChunk:
         self.held = 0
         self.sealed = bytearray(self.header.length + TAG_LENGTH)
 
-    def put(self, index: int, piece: Buffer) -> bool:
-        """Take one slice; True when the chunk is complete."""
-        at = index * self._slice_length
-        self.sealed[at : at + len(piece)] = piece
-        self.held |= 1 << index
+    def put(self, data: Buffer) -> bool:
+        """Take a segment, or a run of them; True when the chunk is complete."""
+        first, count = data[INDEX_AT], 1
+        if len(data) > self.segment_size:
+            count = gather_run(data, self.segment_size, self.sealed)
+        else:
+            at = first * self._slice_length
+            self.sealed[at : at + len(data) - SEGMENT_OVERHEAD] = data[SEGMENT_OVERHEAD:]
+        self.held |= (1 << count) - 1 << first
         return self.held == self.full
 
 

@@ -6,7 +6,7 @@ from math import inf
 from typing import Final
 
 from sync.transport import wire
-from sync.transport.burst import gather
+from sync.transport.burst import gather, is_run, is_whole
 from sync.transport.effects import Arrived, Transmit
 from sync.transport.keys import Cipher
 from sync.transport.reassembly import ReceiveWindow
@@ -51,7 +51,7 @@ class Receiver:
     def on_chunk(
         self, now: float, prefix: Prefix, data: Buffer, link: int, address: Hashable, segment_size: int = 0
     ) -> bool:
-        """Take a WHOLE or SEGMENT datagram, or (segment_size > 0) a buffer with all segments of one chunk.
+        """Take a WHOLE or SEGMENT datagram, or (segment_size > 0) a buffer with consecutive segments of one chunk.
 
         False when such a buffer holds something else and has to be looked at segment by segment; Refused for every
         reason that `Counters` names.
@@ -67,6 +67,8 @@ class Receiver:
             payload = cipher.open(nonce(wire.WHOLE, prefix.destination, 0, sequence), data, wire.CHUNK_LENGTH)
         else:
             self._check_head(cipher, prefix, header, data)
+            if segment_size and not is_run(data, bytes(data[: wire.INDEX_AT]), header):
+                return False
         session.keep_cipher(prefix, cipher)
         session.require_bound(now, prefix)
         session.heard_at = now
@@ -78,8 +80,8 @@ class Receiver:
             return True
         if payload is not None:
             self._accept(prefix, header, payload, link, address)
-        elif segment_size:
-            return self._take_burst(cipher, prefix, header, data, link, address)
+        elif segment_size and is_whole(data, header):
+            self._take_burst(cipher, prefix, header, data, link, address)
         else:
             self._put(cipher, prefix, header, data, link, address)
         return True
@@ -136,26 +138,24 @@ class Receiver:
 
     def _take_burst(
         self, cipher: Cipher, prefix: Prefix, header: ChunkHeader, data: Buffer, link: int, address: Hashable
-    ) -> bool:
+    ) -> None:
         """A whole chunk at once, copied straight to where it belongs."""
         target = self.window.target(header)
-        tag = gather(data, bytes(data[: wire.INDEX_AT]), header, target)
-        if tag is None:
-            return False
+        tag = gather(data, header, target)
         cipher.open_body(nonce(wire.CHUNK_BODY, prefix.destination, 0, prefix.sequence), target, tag, target)
         self._settle(prefix, header, target, link, address)
-        return True
 
     def _put(
         self, cipher: Cipher, prefix: Prefix, header: ChunkHeader, data: Buffer, link: int, address: Hashable
     ) -> None:
-        """Add one segment; settle the chunk once it is complete and authentic."""
+        """Add a segment, or a run of them; settle the chunk once it is complete and authentic."""
         head = bytes(data[: wire.INDEX_AT])
         chunk = self.window.partial(prefix.sequence, head, header)
         if chunk.head != head:
             raise Refused("duplicate")
-        if not chunk.put(data[wire.INDEX_AT], data[wire.SEGMENT_OVERHEAD :]):
-            if data[wire.FLAGS_AT] & wire.ASK and len(self._reports) < wire.REPORT_COUNT_MAX:
+        if not chunk.put(data):
+            last = (len(data) - 1) // header.segment_size * header.segment_size
+            if data[last + wire.FLAGS_AT] & wire.ASK and len(self._reports) < wire.REPORT_COUNT_MAX:
                 self._reports[prefix.sequence] = chunk.held
                 self._owe_ack(link, address)
             return

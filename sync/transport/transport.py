@@ -274,6 +274,8 @@ class Transport:
             else:
                 peer.receiver.on_unreliable(now, prefix, data)
         except Refused as refused:
+            if segment_size:
+                return False  # one wrong segment must not take the others with it
             self._local.counters.count(refused.reason)
         return True
 

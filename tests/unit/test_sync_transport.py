@@ -85,6 +85,23 @@ def test_whole_burst_is_taken_in_one_piece_and_survives_being_split() -> None:
     assert len(network[1].delivered) == 4
 
 
+@pytest.mark.parametrize("place", [0, 5, 14])
+def test_forged_segment_that_receive_offload_puts_among_others_takes_none_of_them_along(place: int) -> None:
+    network = Network()
+    network.send(1, 2, b"hello")
+    network.run(0.1)
+    payload = random.Random(1).randbytes(20_000)
+    network[1].transport.send(network.now, 2, 7, payload)
+    (transmit,) = network[1].transport.take()
+    data, size = bytes(transmit.data), transmit.segment_size  # type: ignore[union-attr]
+    forged = data[: wire.CHUNK_LENGTH] + bytes(size - wire.CHUNK_LENGTH)
+    mixed = data[: place * size] + forged + data[place * size :]
+    network[2].transport.receive(network.now, 0, ("node", 1, 0), mixed, size)
+    network.collect(2)
+    assert payloads(network, 2) == [b"hello", payload]
+    assert network[2].transport.counters.bad_tag == 1
+
+
 def test_small_message_overtakes_bulk() -> None:
     network = Network()
     network.send(1, 2, bytes(20_000_000))
