@@ -5,8 +5,7 @@
 // two random choices (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001): near the least
 // loaded without looking at all.
 
-#include "hash_flow.h"
-#include "count_verdict.h"
+#include "match_service.h"
 
 INLINE u16 slot_value(u32 table, u32 slot)
 {
@@ -120,10 +119,23 @@ INLINE bool is_member(u32 node)
     return entry && (entry->flags & NODE_MEMBER);
 }
 
-// The node a new connection belongs to, equal for both directions of it on every gateway of a view.
+// Equal for both directions of a connection. Routed traffic of a nat backend's endpoint cannot be told from its
+// answers through a service before the connection is known, so it goes by the other endpoint, as those do.
+INLINE u64 steering_hash(const struct settings *s, struct work *w, const __be32 *client, __be16 port)
+{
+    struct flow_key *key = &w->key;
+
+    if (!(w->flags & WORK_ROUTED))
+        return hash_client_port(s, client, port);
+    if ((s->flags & SETTING_NAT) && match_backend(s, w, key->destination, key->destination_port))
+        return hash_client_port(s, key->source, key->source_port);
+    if ((s->flags & SETTING_NAT) && match_backend(s, w, key->source, key->source_port))
+        return hash_client_port(s, key->destination, key->destination_port);
+    return hash_key(s, &w->connection);
+}
+
+// The node a new connection belongs to, the same on every gateway of a view.
 INLINE u32 steering_node(const struct settings *s, struct work *w, const __be32 *client, __be16 port)
 {
-    u64 hash = w->flags & WORK_ROUTED ? hash_key(s, &w->connection) : hash_client_port(s, client, port);
-
-    return slot_value(STEERING_TABLE, slot_of(hash, TABLE_SLOTS_DEFAULT)) & 0xff;
+    return slot_value(STEERING_TABLE, slot_of(steering_hash(s, w, client, port), TABLE_SLOTS_DEFAULT)) & 0xff;
 }

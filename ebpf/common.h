@@ -48,6 +48,7 @@ enum way {
     GO_TRANSLATE = 2,
     GO_ANSWER = 3,
     GO_STEER = 4,
+    GO_DROP = 5,
 };
 
 #define VLAN_TAGS_MAX 2

@@ -137,7 +137,7 @@ INLINE u32 open_connection(const struct settings *s, struct work *w, const struc
     bool first = w->protocol == IPPROTO_TCP ? is_first(w) : !half && !was_seen_once(s, w);
     u32 target = 0;
 
-    if ((service->flags & SERVICE_STEERED) && (s->flags & SETTING_STEERING) && !half &&
+    if ((service->flags & SERVICE_STEERED) && (s->flags & SETTING_STEERING) && (!half || is_first(w)) &&
         belongs_elsewhere(s, w, steering_node(s, w, w->key.source, w->key.source_port)))
         return GO_STEER;
     if (!local) {

@@ -161,13 +161,21 @@ INLINE u32 persistent_target(struct work *w, const struct service *service)
     return choosable(w, last->target, &full);
 }
 
+// A routed SYN to a nat backend's endpoint: its answer must be known for what it is (see return_flow.h).
+INLINE bool is_direct_to_backend(const struct settings *s, struct work *w)
+{
+    if (!(w->flags & WORK_ROUTED) || !(s->flags & SETTING_NAT) || w->protocol != IPPROTO_TCP)
+        return false;
+    return match_backend(s, w, w->key.destination, w->key.destination_port);
+}
+
 // First packet: remembered apart, and told only by services that replicate everything.
 INLINE void remember_first(const struct settings *s, struct work *w, const struct service *service)
 {
     if (w->flags & WORK_DRY)
         return;
     fill_entry(s, w, w->protocol == IPPROTO_TCP ? STATE_SYN : STATE_UDP_ONCE);
-    if (service->flags & SERVICE_REMEMBER_NEW) {
+    if ((service->flags & SERVICE_REMEMBER_NEW) || is_direct_to_backend(s, w)) {
         if (half_open.update(&w->connection, &w->entry))
             note(REASON_NOTE_TABLE_FULL, w->length);
     } else if (w->protocol == IPPROTO_UDP) {

@@ -27,6 +27,28 @@ INLINE u32 match_service(const struct settings *s, struct work *w, const __be32 
     return id;
 }
 
+INLINE u32 backend_at(struct work *w, const __be32 *address, __be16 port)
+{
+    u32 *target;
+
+    copy_address(w->endpoint.address, address);
+    w->endpoint.port = port;
+    w->endpoint.protocol = w->protocol;
+    w->endpoint.pad = 0;
+    target = nat_return.lookup(&w->endpoint);
+    return target ? *target : 0;
+}
+
+// The (first) target of `nat` services that has this endpoint, or 0.
+INLINE u32 match_backend(const struct settings *s, struct work *w, const __be32 *address, __be16 port)
+{
+    u32 target = backend_at(w, address, port);
+
+    if (!target && (s->flags & SETTING_ANY_PORT))
+        target = backend_at(w, address, 0);
+    return target;
+}
+
 INLINE bool is_group_or_link_local(const __be32 *address)
 {
     if (is_mapped(address)) {

@@ -32,6 +32,7 @@
     REASON(DROP_EXTENSION_HEADERS, drop, "more IPv6 extension headers than the path follows")                          \
     REASON(DROP_FRAGMENT_UNKNOWN, drop, "fragment to a VIP whose first part was not seen")                             \
     REASON(DROP_LEASE_EXPIRED, drop, "request for a VIP this gateway may not answer for now")                          \
+    REASON(DROP_ANSWER_EARLY, drop, "answer of a nat backend whose connection is not known here yet")                  \
     REASON(DROP_ICMP_UNMATCHED, drop, "ICMP error to a VIP that quotes no connection")                                 \
     REASON(DROP_TTL, drop, "time to live ran out in an answer or an ICMP error")                                       \
     REASON(DROP_TOO_BIG, drop, "does not fit the way out and may not be answered")                                     \

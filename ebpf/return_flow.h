@@ -6,27 +6,6 @@
 
 #include "connect_flow.h"
 
-INLINE u32 backend_at(struct work *w, __be16 port)
-{
-    u32 *target;
-
-    copy_address(w->endpoint.address, w->key.source);
-    w->endpoint.port = port;
-    w->endpoint.protocol = w->protocol;
-    w->endpoint.pad = 0;
-    target = nat_return.lookup(&w->endpoint);
-    return target ? *target : 0;
-}
-
-INLINE u32 match_backend(const struct settings *s, struct work *w)
-{
-    u32 target = backend_at(w, w->key.source_port);
-
-    if (!target && (s->flags & SETTING_ANY_PORT))
-        target = backend_at(w, 0);
-    return target;
-}
-
 // The client's direction of the packet, had it come through this target's service.
 INLINE void set_client_key(struct work *w, const struct service *service, const struct target *t)
 {
@@ -68,10 +47,33 @@ INLINE u32 use_first_answer(const struct settings *s, struct work *w, const stru
     return GO_ON;
 }
 
+// Whether a SYN of routed traffic went past here that this answers: the client speaks to the backend directly.
+INLINE bool answers_routed(struct work *w)
+{
+    bool known;
+
+    w->flags |= WORK_ROUTED;
+    set_connection_key(w);
+    known = connections.lookup(&w->connection) || half_open.lookup(&w->connection);
+    w->flags &= ~(WORK_ROUTED | WORK_SWAPPED);
+    return known;
+}
+
+// While the gateways change their steering tables, an answer may be here before the connection it belongs to. To the
+// kernel it would look like routed traffic and reach the client untranslated, which would reset it.
+INLINE bool is_early(const struct settings *s, struct work *w)
+{
+    if ((s->flags & (SETTING_STEERING | SETTING_ROUTED)) != (SETTING_STEERING | SETTING_ROUTED))
+        return false;
+    if ((w->tcp_flags & (TCP_SYN | TCP_ACK)) != (TCP_SYN | TCP_ACK))
+        return false;
+    return !answers_routed(w);
+}
+
 // LEAVE: nothing known of such a connection.
 INLINE u32 return_flow(const struct settings *s, struct work *w)
 {
-    u32 candidate = match_backend(s, w), service_id = 0;
+    u32 candidate = match_backend(s, w, w->key.source, w->key.source_port), service_id = 0;
     struct service *service = 0;
 
 #pragma clang loop unroll(disable)
@@ -102,5 +104,7 @@ INLINE u32 return_flow(const struct settings *s, struct work *w)
     // Its connection's record may come any moment: no short way past the tables until then.
     if (service)
         w->flags |= WORK_MAYBE_ANSWER;
+    if (service && is_early(s, w))
+        return GO_DROP;
     return LEAVE;
 }

@@ -180,6 +180,8 @@ STEP(lb_return)
         return XDP_PASS;
     way = return_flow(s, w);
     w->flags |= WORK_RETURN;
+    if (way == GO_DROP)
+        return leave(ctx, w, XDP_DROP, REASON_DROP_ANSWER_EARLY);
     if (way == LEAVE)
         // No answer of a backend: back, to see whether it is routed traffic.
         return go(ctx, w, STEP_CONNECT);

@@ -279,7 +279,9 @@ def test_both_directions_of_routed_traffic_meet(cluster: g.Gateway, family: int,
         assert len(verdicts) == 1
         here += verdicts == {Verdict.PASS}
     assert 16 <= here <= 48
-    assert len(cluster.maps.connections.dump()[0]) == here
+    # A first datagram is remembered in the cache of recent flows alone, where another flow may take its place.
+    held = len(cluster.maps.connections.dump()[0])
+    assert held == here if transport is TCP else here - 3 <= held <= here
 
 
 @pytest.mark.parametrize(
@@ -312,3 +314,50 @@ def test_icmp_errors_about_a_local_connection_go_to_its_node(cluster: g.Gateway)
     assert (verdict, Ether(out).dst) == (Verdict.TX, PEER_MAC)
     frame = from_peer(error)
     assert cluster.run(frame) == (Verdict.PASS, frame)
+
+
+def routed_cluster(gateway: g.Gateway) -> None:
+    serve_nat(gateway)
+    gateway.put_service(g.Service(9, "::", 0, 0, Method.LOCAL, flags=ServiceFlag.STEERED))
+    gateway.maps.services.set(layout.ROUTED_ENDPOINT, 9)
+    gateway.flags(Setting.ROUTED)
+
+
+def backend_answer(port: int, flags: str = "SA") -> Packet:
+    back = IP(src="198.51.100.1", dst=CLIENT4) / TCP(sport=8080, dport=port, flags=flags)
+    return Ether(src=g.backend_mac(1), dst=g.GATEWAY_MAC) / back
+
+
+def test_an_answer_ahead_of_its_connection_waits_for_it(cluster: g.Gateway) -> None:
+    """Untranslated it would make the client reset; dropped, it comes again."""
+    routed_cluster(cluster)
+    steer_all_to(cluster, g.NODE)
+    assert cluster.run(bytes(backend_answer(2000)))[0] == Verdict.DROP
+    assert cluster.reasons() == {"DROP_ANSWER_EARLY": 1}
+    cluster.run(bytes(link() / network(4) / TCP(sport=2000, dport=81, flags="S")))
+    _, out = cluster.run(bytes(backend_answer(2000)))
+    assert Ether(out)[IP].src == VIP4
+
+
+def test_direct_connections_to_a_backend_meet_on_one_node_and_stay_untranslated(cluster: g.Gateway) -> None:
+    routed_cluster(cluster)
+    steer_half(cluster)
+    here = 0
+    for port in range(2000, 2064):
+        there = link() / network(4, destination="198.51.100.1") / TCP(sport=port, dport=8080, flags="S")
+        asked, answered = cluster.run(bytes(there)), cluster.run(bytes(backend_answer(port)))
+        assert asked[0] == answered[0]
+        here += asked[0] == Verdict.PASS
+        if asked[0] == Verdict.PASS:
+            assert answered[1] == bytes(backend_answer(port))
+    assert 16 <= here <= 48
+
+
+def test_a_repeated_first_packet_follows_the_new_table(cluster: g.Gateway) -> None:
+    """What the old table left half open here must not keep it here: the answers go by the new one."""
+    serve_nat(cluster)
+    steer_all_to(cluster, g.NODE)
+    first = link() / network(4) / TCP(sport=2000, dport=81, flags="S")
+    assert Ether(cluster.run(bytes(first))[1]).dst == g.backend_mac(1)
+    steer_all_to(cluster, PEER)
+    assert Ether(cluster.run(bytes(first))[1]).dst == PEER_MAC

@@ -356,7 +356,7 @@ class Walk:
     def open(self, service: Service, half: Entry | None) -> Result:
         p, local = self.packet, service.method is Method.LOCAL
         first = self.is_first if p.protocol == TCP else half is None
-        if service.flags & ServiceFlag.STEERED and half is None:
+        if service.flags & ServiceFlag.STEERED and (half is None or self.is_first):
             node = self.steering_node(p.source, p.source_port)
             if self.belongs_elsewhere(node):
                 return self.steer(node)
@@ -380,7 +380,9 @@ class Walk:
     def remember_first(self, service: Service, target: int) -> None:
         state = "SYN" if self.packet.protocol == TCP else "UDP_ONCE"
         entry, key = Entry(target, SELF, state, service.id), self.connection
-        if service.flags & ServiceFlag.REMEMBER_NEW:
+        p = self.packet
+        direct = self.routed and p.protocol == TCP and self.backend(p.destination, p.destination_port)
+        if service.flags & ServiceFlag.REMEMBER_NEW or direct:
             self.commits.append(lambda: self.memory.half_open.__setitem__(key, entry))
         elif self.packet.protocol == UDP:
             if key in self.memory.seen:
@@ -434,7 +436,15 @@ class Walk:
 
     def steering_node(self, client: bytes, port: int) -> int:
         seeds = self.world.seeds
-        value = hash_flow(seeds, self.connection) if self.routed else hash_client_port(seeds, client, port)
+        value = hash_client_port(seeds, client, port)
+        if self.routed:
+            p = self.packet
+            if self.backend(p.destination, p.destination_port):
+                value = hash_client_port(seeds, p.source, p.source_port)
+            elif self.backend(p.source, p.source_port):
+                value = hash_client_port(seeds, p.destination, p.destination_port)
+            else:
+                value = hash_flow(seeds, self.connection)
         return self.world.steering[slot_of(value, STEERING_SLOTS)] & 0xFF
 
     def belongs_elsewhere(self, node: int) -> bool:
@@ -560,12 +570,30 @@ class Walk:
 
     # ------------------------------------------------------------------------------------------- answers of backends
 
+    def backend(self, address: bytes, port: int) -> int:
+        """The first target of `nat` services with this endpoint, 0 for none."""
+        if not self.has(Setting.NAT):
+            return 0
+        found = self.path.nat.get((address, port, self.packet.protocol), 0)
+        if not found and self.has(Setting.ANY_PORT):
+            found = self.path.nat.get((address, 0, self.packet.protocol), 0)
+        return found
+
+    def is_early(self) -> bool:
+        """The answer to a SYN that is neither a service's nor routed, as far as is known here."""
+        p, memory = self.packet, self.memory
+        if not self.has(Setting.STEERING) or not self.has(Setting.ROUTED):
+            return False
+        if p.tcp_flags & (SYN | ACK) != SYN | ACK:
+            return False
+        ends = sorted([(p.source, p.source_port), (p.destination, p.destination_port)])
+        key = (ends[0][0], ends[1][0], ends[0][1], ends[1][1], p.protocol)
+        return key not in memory.connections and key not in memory.half_open
+
     def find_return(self) -> tuple[Service, Target] | Result | None:
         """The service and target whose answer this is; where to steer it; or None."""
         p = self.packet
-        candidate = self.path.nat.get((p.source, p.source_port, p.protocol), 0)
-        if not candidate and self.has(Setting.ANY_PORT):
-            candidate = self.path.nat.get((p.source, 0, p.protocol), 0)
+        candidate = self.backend(p.source, p.source_port)
         service: Service | None = None
         for _ in range(NAT_CHAIN_MAX):
             if not candidate:
@@ -581,6 +609,8 @@ class Walk:
             node = self.steering_node(p.destination, p.destination_port)
             if self.belongs_elsewhere(node):
                 return self.steer(node)
+        if service is not None and self.is_early():
+            return self.leave("DROP", "DROP_ANSWER_EARLY")
         return None
 
     def known_answer(self, service: Service, candidate: int, key: Key) -> bool:
