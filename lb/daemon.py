@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from lb.control import Caller, ControlServer
 from lb.engine_driver import EngineDriver
 from lb.engine_plan import Health, Hop
 from lb.events import Event, Journal, to_plain
-from lb.health.board import HealthBoard
+from lb.health.board import Condition, HealthBoard
 from lb.maintenance import LoopLag, PathWatch, Sweeps
 from lb.metrics import Registry
 from lb.model import ClusterConfig, IpAddress
@@ -85,6 +85,7 @@ class Daemon:
         self.sweeps: Sweeps
         self.stopped = asyncio.Event()
         self.board = HealthBoard(node.node.id, self._share_alone, self._health_changed)
+        self._known_alive: dict[int, bool] = {}
         self.loop: asyncio.AbstractEventLoop
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lock_file: int | None = None
@@ -168,15 +169,21 @@ class Daemon:
         backends = [backend for service in config.services for backend in service.backends if backend.id in known]
         return {b.id: Health(known[b.id].alive, known[b.id].weight(b.weight)) for b in backends}
 
-    def _health_changed(self, changed: Any) -> None:
+    def _health_changed(self, changed: Mapping[int, Condition]) -> None:
         config = self.store.current
         self.driver.request(health=self._health_of(config))
         names = {backend.id: f"{s.name}/{backend.name}" for s in config.services for backend in s.backends}
         for backend_id, condition in changed.items():
-            what = "alive" if condition.alive else "dead"
-            message = f"backend {names.get(backend_id, backend_id)} is {what}: {condition.detail}"
-            severity = "info" if condition.alive else "warning"
-            self.report(Event(f"backend.{what}", message, subject=names.get(backend_id, ""), severity=severity))
+            # Other changes of a condition (its words, the steps of a slow start) are not news.
+            if condition.alive != self._known_alive.get(backend_id, True):
+                self._known_alive[backend_id] = condition.alive
+                self._report_health(names.get(backend_id, str(backend_id)), condition)
+        self._known_alive = {each: alive for each, alive in self._known_alive.items() if each in names}
+
+    def _report_health(self, name: str, condition: Condition) -> None:
+        what, severity = ("alive", "info") if condition.alive else ("dead", "warning")
+        message = f"backend {name} is {what}: {condition.detail}"
+        self.report(Event(f"backend.{what}", message, subject=name, severity=severity))
 
     def _share_alone(self, key: str, value: bytes | None) -> None:
         self.board.shared(key, value)

@@ -18,7 +18,7 @@ import msgpack
 
 from ebpf import libbpf
 
-START_SECONDS = 30
+START_SECONDS = 90
 NODE_FILE = """
 cluster = "test"
 [node]
@@ -97,12 +97,12 @@ class Lbd:
         enter = ["nsenter", f"--net=/run/netns/{self.namespace}"]
         return [*enter, sys.executable, "-m", "lb.main", "--config", str(self.node_file), *options]
 
-    def start(self, *options: str, **environment: str) -> None:
+    def start(self, *options: str, children: str = "--no-children", **environment: str) -> None:
         """Starts it and waits until it says that it is ready."""
         told = {"NOTIFY_SOCKET": str(self.manager.path), **environment}
         with open(self.directory / "lbd.log", "ab") as log:
             self.process = subprocess.Popen(
-                self.command("--no-children", *options), env={**os.environ, **told}, stdout=log, stderr=log
+                self.command(children, *options), env={**os.environ, **told}, stdout=log, stderr=log
             )
         try:
             self.manager.wait_for("READY=1")
