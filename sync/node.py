@@ -20,7 +20,6 @@ from sync.events import (
     Leave,
     Left,
     Multicast,
-    Order,
     PeerMessage,
     Reason,
     Refusal,
@@ -45,17 +44,14 @@ from sync.ring.messages import (
     Relay,
     Relayed,
     decode,
-    encode,
 )
-from sync.ring.multicast import RelayTag
+from sync.ring.open_group import OpenGroup
 from sync.ring.regeneration import Ring
 from sync.ring.token import Token
 from sync.transport.effects import Arrived, Backlogged, Delivered, Randomness, Transmit, TransportConfig, Undelivered
 from sync.transport.effects import Reason as Lost
 from sync.transport.transport import Transport
 
-RELAY_PATIENCE = 10
-"""A relayed message is given up after that many failure budgets."""
 _RESERVED_CHANNELS = (CHANNEL_TOKEN, CHANNEL_CONTROL)
 
 
@@ -83,17 +79,6 @@ class _Link:
             self._transport.cancel(handle)
 
 
-class _RelayRequest:
-    """A message sent through a member, for a node in no ring."""
-
-    __slots__ = ("handle", "tag", "until")
-
-    def __init__(self, tag: int, handle: int, until: float) -> None:
-        self.tag = tag
-        self.handle = handle
-        self.until = until
-
-
 class Node:
     """One node of a ring.
 
@@ -114,8 +99,7 @@ class Node:
         self._admission = Admission(config, self._ring, now)
         self._now = now
         self._direct: dict[int, int] = {}
-        self._relays: dict[int, _RelayRequest] = {}
-        self._relay_id = 0
+        self._open_group = OpenGroup(config, self._ring)
         self._absent: set[Reason] = set()
         """Why the node is out of the ring: it left, it is shut out, or both."""
         self._transmit: list[Transmit] = []
@@ -130,7 +114,7 @@ class Node:
             Eligible: self._on_eligible,
             Standing: self._on_standing,
         }
-        admission = self._admission
+        admission, open_group = self._admission, self._open_group
         self._messages: dict[type, Callable[[int, int, Any], None]] = {
             Token: self._on_token,
             Call: lambda peer, incarnation, m: admission.on_call(self._now, peer, incarnation, m),
@@ -138,8 +122,8 @@ class Node:
             Refuse: lambda peer, incarnation, m: self._on_refuse(peer, m),
             Haste: lambda peer, incarnation, m: self._on_haste(),
             Beacon: lambda peer, incarnation, m: admission.on_beacon(self._now, peer, incarnation, m),
-            Relay: lambda peer, incarnation, m: self._on_relay(peer, m),
-            Relayed: lambda peer, incarnation, m: self._on_relayed(m),
+            Relay: lambda peer, incarnation, m: open_group.on_relay(self._now, peer, m, self._objection()),
+            Relayed: lambda peer, incarnation, m: open_group.on_relayed(m),
         }
         self._transport_effects: dict[type, Callable[[Any], None]] = {
             Arrived: self._on_arrived,
@@ -174,9 +158,7 @@ class Node:
             ring.hungry_until if ring.passed_acknowledged else inf,
             self._admission.deadline(),
         )
-        if self._relays:
-            nearest = min(nearest, min(relay.until for relay in self._relays.values()))
-        return nearest
+        return min(nearest, self._open_group.deadline())
 
     @property
     def states(self) -> States:
@@ -251,10 +233,7 @@ class Node:
         self._admission.undelivered(self._now, handle, restarted)
         if (tag := self._direct.pop(handle, None)) is not None:
             ring.effects.append(Refused(tag, Refusal.UNREACHABLE))
-        for relay_id, relay in list(self._relays.items()):
-            if relay.handle == handle:
-                del self._relays[relay_id]
-                ring.effects.append(Refused(relay.tag, Refusal.UNREACHABLE))
+        self._open_group.undelivered(handle)
 
     # ---------------------------------------------------------------------------------------------- ring messages
 
@@ -285,22 +264,15 @@ class Node:
         if now >= self._admission.deadline() or (now >= ring.hungry_until and ring.passed_acknowledged):
             self._admission.tick(now)
             worked = True
-        if self._relays:
-            self._expire_relays(now)
+        self._open_group.expire(now)
         return worked
-
-    def _expire_relays(self, now: float) -> None:
-        for relay_id, relay in list(self._relays.items()):
-            if now >= relay.until:
-                del self._relays[relay_id]
-                self._ring.effects.append(Refused(relay.tag, Refusal.HISTORY_LOST))
 
     # ---------------------------------------------------------------------------------------------------- requests
 
     def _on_multicast(self, event: Multicast) -> None:
         ring = self._ring
         if event.via is not None:
-            self._relay(event, event.via)
+            self._open_group.ask(self._now, event, event.via)
             return
         refusal = self._objection()
         if refusal is None:
@@ -330,44 +302,6 @@ class Node:
             self._ring.effects.append(Refused(event.tag, Refusal.QUEUE_FULL))
         else:
             self._direct[handle] = event.tag
-
-    # ------------------------------------------------------------------------------------------------- open group
-
-    def _relay(self, event: Multicast, via: int) -> None:
-        ring = self._ring
-        if via not in ring.eligible:
-            ring.effects.append(Refused(event.tag, Refusal.UNKNOWN_PEER))
-        elif len(event.payloads) != 1 or len(event.payloads[0]) > self.config.message_bytes_max:
-            ring.effects.append(Refused(event.tag, Refusal.TOO_LARGE))
-        elif len(self._relays) >= self.config.relays_max:
-            ring.effects.append(Refused(event.tag, Refusal.QUEUE_FULL))
-        else:
-            self._relay_id += 1
-            message = Relay(self._relay_id, event.channel, event.order, event.payloads[0])
-            until = self._now + RELAY_PATIENCE * self.config.timers.failure_after
-            handle = self._link.send(self._now, via, CHANNEL_CONTROL, encode(message))
-            self._relays[self._relay_id] = _RelayRequest(event.tag, handle, until)
-
-    def _on_relay(self, peer: int, message: Relay) -> None:
-        ring = self._ring
-        tag = RelayTag(peer, message.tag)
-        refusal = Refusal.LEFT if ring.joining else self._objection()
-        if refusal is None:
-            refusal = ring.outbox.put(tag, message.channel, Order(message.order), [message.payload], False)
-        if refusal is not None:
-            ring.trace(Reason.RELAY_REFUSED, peer)
-            ring.relay_result(tag, -1, refusal)
-        else:
-            ring.ask_haste(self._now)
-
-    def _on_relayed(self, message: Relayed) -> None:
-        relay = self._relays.pop(message.tag, None)
-        if relay is None:
-            self._ring.trace(Reason.STALE_MESSAGE, 0)
-        elif message.refusal:
-            self._ring.effects.append(Refused(relay.tag, Refusal(message.refusal)))
-        else:
-            self._ring.effects.append(Done(relay.tag, message.position))
 
     # ---------------------------------------------------------------------------------------------- in and out
 
