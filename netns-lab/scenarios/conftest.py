@@ -26,6 +26,21 @@ def make_lab() -> Iterator[LabMaker]:
         lab.down()
 
 
+@pytest.fixture(scope="session")
+def shared_lab() -> Iterator[LabMaker]:
+    """One lab per topology for all scenarios that leave it as they found it."""
+    made: dict[str, Lab] = {}
+
+    def get(topology: str) -> Lab:
+        if topology not in made:
+            made[topology] = Lab.up(f"s{os.getpid()}-{len(made)}", topology)
+        return made[topology]
+
+    yield get
+    for lab in made.values():
+        lab.down()
+
+
 @pytest.fixture
 def healing() -> Iterator[list[Lab]]:
     """A list of labs whose faults are undone after the test."""

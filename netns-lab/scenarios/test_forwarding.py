@@ -20,8 +20,8 @@ CHI_SQUARE_MAX = 30.0
 
 
 @pytest.fixture(scope="module", params=TOPOLOGY_OF)
-def lab(request: pytest.FixtureRequest, make_lab: LabMaker) -> Lab:
-    made: Lab = make_lab(TOPOLOGY_OF[request.param])
+def lab(request: pytest.FixtureRequest, shared_lab: LabMaker) -> Lab:
+    made: Lab = shared_lab(TOPOLOGY_OF[request.param])
     return made
 
 
@@ -115,14 +115,14 @@ def test_weights_change_the_spread(lab: Lab, family: Family) -> None:
 
 
 @pytest.fixture(scope="module")
-def tunnel(make_lab: LabMaker) -> Lab:
-    made: Lab = make_lab("tunnel")
+def tunnel(shared_lab: LabMaker) -> Lab:
+    made: Lab = shared_lab("tunnel")
     return made
 
 
 @pytest.fixture(scope="module")
-def routed(make_lab: LabMaker) -> Lab:
-    made: Lab = make_lab("routed")
+def routed(shared_lab: LabMaker) -> Lab:
+    made: Lab = shared_lab("routed")
     return made
 
 
