@@ -57,7 +57,9 @@ class Judge:
 async def bounded(probe: Awaitable[Outcome], timeout_ms: int) -> Outcome:
     """One try with a limit; whatever goes wrong is a bad outcome with its reason."""
     try:
-        outcome = await asyncio.wait_for(probe, timeout_ms / 1000)
+        # Not wait_for: before Python 3.12 it may swallow a cancellation that meets the result.
+        async with asyncio.timeout(timeout_ms / 1000):
+            outcome = await probe
     except TimeoutError:
         outcome = Outcome(False, f"no answer within {timeout_ms} ms")
     except (OSError, ValueError) as error:
