@@ -3,6 +3,7 @@
 
 import asyncio
 import random
+import socket
 import ssl
 import struct
 import subprocess
@@ -18,6 +19,8 @@ from lb.health.checks import CHECKS, Target, dns_query, judge_dns
 from lb.health.scheduler import Finding, Scheduler
 from lb.model import HealthCheck, HealthKind
 from lb.probes import Outcome, bounded
+
+SO_RCVBUFFORCE = 33
 
 
 def target(kind: HealthKind, port: int = 0, backend_id: int = 1, **check: Any) -> Target:
@@ -107,6 +110,8 @@ class Answering(asyncio.DatagramProtocol):
 async def udp_server(answer: bytes) -> AsyncIterator[int]:
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(lambda: Answering(answer), local_addr=("127.0.0.1", 0))
+    # Room for all checks that may be under way at once: a lost datagram would be a failed check.
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
     try:
         yield transport.get_extra_info("sockname")[1]
     finally:
