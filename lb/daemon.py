@@ -177,7 +177,8 @@ class Daemon:
             # Other changes of a condition (its words, the steps of a slow start) are not news.
             if condition.alive != self._known_alive.get(backend_id, True):
                 self._known_alive[backend_id] = condition.alive
-                self._report_health(names.get(backend_id, str(backend_id)), condition)
+                if self.board.leads:
+                    self._report_health(names.get(backend_id, str(backend_id)), condition)
         self._known_alive = {each: alive for each, alive in self._known_alive.items() if each in names}
 
     def _report_health(self, name: str, condition: Condition) -> None:

@@ -24,7 +24,7 @@ from lb.config import ConfigError, NodeConfig
 from lb.control import ControlError
 from lb.daemon import AlreadyRunning, Daemon
 from lb.packet_engine import EngineError
-from lb.packet_path import detach_path
+from lb.packet_path import detach_path, release_held
 from lb.workers import spawn_with_fork, worker_pool
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
@@ -81,8 +81,11 @@ def _read_files(options: argparse.Namespace) -> NodeConfig:
 
 
 def _remove(node: NodeConfig) -> int:
+    vips = release_held(node)
     names = detach_path(node)
     print(f"taken off: {', '.join(names) or 'nothing was attached'}")
+    if vips:
+        print(f"VIPs released: {', '.join(vips)}")
     return EXIT_OK
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ebpf import libbpf, loader
-from ebpf.maps import Maps
+from ebpf.maps import LayoutMismatchError, Maps, MapsMissingError
 from lb.config import NodeConfig
+from lb.netlink import Netlink
+from lb.packet_engine import read_held
 
 PROGRAM_STAMP = "program.digest"
 
@@ -45,6 +47,21 @@ def attach_path(node: NodeConfig) -> list[Attached]:
     loader.drop_old_versions(node.pins)
     stamp.write_text(digest)
     return attached
+
+
+def release_held(node: NodeConfig) -> list[str]:
+    """Takes the VIPs that a daemon left behind off the interfaces, for a removal without a daemon; returns them."""
+    try:
+        maps = Maps.open(node.pins / "maps")
+    except (MapsMissingError, LayoutMismatchError):
+        return []
+    held = read_held(maps)
+    maps.close()
+    with Netlink() as netlink:
+        for address in netlink.addresses():
+            if str(address.interface.ip) in held:
+                netlink.delete_address(address.index, address.interface)
+    return sorted(held)
 
 
 def source_digest() -> str:

@@ -80,6 +80,11 @@ class HealthBoard:
         self._members = tuple(sorted(members)) or (self._node_id,)
         self._combine(self._checked)
 
+    @property
+    def leads(self) -> bool:
+        """Whether this gateway speaks for all about what they agree on: the member with the lowest id."""
+        return self._node_id == self._members[0]
+
     def condition(self, backend_id: int) -> Condition:
         return self._conditions.get(backend_id, UNCHECKED)
 
@@ -124,7 +129,7 @@ class HealthBoard:
 
     def tick(self) -> None:
         """Advance slow starts (the member with the lowest id does it for all)."""
-        if self._node_id != self._members[0]:
+        if not self.leads:
             return
         for backend_id, (service, _) in self._checked.items():
             condition = self.condition(backend_id)

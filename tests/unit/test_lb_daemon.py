@@ -194,10 +194,9 @@ def test_nat_without_forwarding_is_warned_about(lbd: Lbd, wire: Pair) -> None:
 def test_vips_follow_the_configuration(lbd: Lbd, wire: Pair) -> None:
     lbd.start()
     lbd.call("config.apply", text=SERVICES)
-    addresses = ["nsenter", f"--net=/run/netns/{wire.left}", "ip", "-4", "-o", "addr", "show", "dev", "wire"]
 
     def held() -> bool:
-        return "10.9.0.100/24" in subprocess.run(addresses, capture_output=True, text=True, check=True).stdout
+        return "10.9.0.100/24" in _addresses(wire)
 
     assert eventually(held)
     warnings = lbd.call("config.apply", text=SERVICES.replace('segment = "outside"', 'segment = "nowhere"'))["warnings"]
@@ -278,12 +277,20 @@ def _memory_kib(pid: int, field: str) -> int:
 # The data path has to be built again after these.
 
 
-def test_removal_without_a_daemon(lbd: Lbd) -> None:
+def test_removal_without_a_daemon(lbd: Lbd, wire: Pair) -> None:
     lbd.start()
+    lbd.call("config.apply", text=SERVICES)
+    assert eventually(lambda: "10.9.0.100" in _addresses(wire))
     lbd.end(signal.SIGKILL)
     done = lbd.run("--remove")
-    assert (done.returncode, done.stdout) == (0, "taken off: wire\n")
+    assert (done.returncode, done.stdout) == (0, "taken off: wire\nVIPs released: 10.9.0.100\n")
     assert lbd.xdp_program() == 0
+    assert "10.9.0.100" not in _addresses(wire)
+
+
+def _addresses(wire: Pair) -> str:
+    command = ["nsenter", f"--net=/run/netns/{wire.left}", "ip", "-4", "-o", "addr", "show", "dev", "wire"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_detach_takes_everything_out(lbd: Lbd, wire: Pair) -> None:
@@ -294,5 +301,4 @@ def test_detach_takes_everything_out(lbd: Lbd, wire: Pair) -> None:
     assert lbd.process.wait(10) == 0
     assert lbd.xdp_program() == 0
     assert not (lbd.directory / "run" / "bpf" / "gw1").exists()
-    show = ["nsenter", f"--net=/run/netns/{wire.left}", "ip", "-4", "-o", "addr", "show", "dev", "wire"]
-    assert "10.9.0.100" not in subprocess.run(show, capture_output=True, text=True, check=True).stdout
+    assert "10.9.0.100" not in _addresses(wire)
