@@ -5,11 +5,12 @@
 //   a flow that was looked up within the last second: packet, settings, flow, target, counter, one cache line each;
 //   an established connection of this node, in the large table;
 //   the first packet of a connection whose target is a function of the packet: service, table, target.
-// What belongs to a `nat` target goes straight to lb_translate.
+// What belongs to a `nat` target goes straight to lb_translate, what belongs to another node straight there.
 // Each decides as the full path would; none changes anything before the packet is sure to be sent.
 
 #include "connect_flow.h"
 #include "forward_packet.h"
+#include "steer_packet.h"
 
 #define TCP_CONTROL (TCP_FIN | TCP_SYN | TCP_RST)
 // A short way's answer besides a target.
@@ -24,6 +25,7 @@ struct plain_packet {
     bool v6;
     bool first;     // TCP SYN
     bool returned;  // answer of a nat backend
+    u16 steered;    // service of a flow that belongs to another node
 };
 
 // Protocol, ports and whether it is a first packet; false for the other packets that change a connection's state.
@@ -111,6 +113,8 @@ INLINE u32 find_recent(const struct settings *s, struct plain_packet *p)
     if (!flow || !is_fresh(flow) || (flow->flags & RECENT_UDP_ONCE))
         return NO_TARGET;
     p->returned = flow->flags & RECENT_RETURN;
+    if (flow->flags & RECENT_STEERED)
+        p->steered = flow->flags >> RECENT_SERVICE_SHIFT;
     return flow->flags & RECENT_LOCAL ? TO_THIS_NODE : flow->target;
 }
 
@@ -232,6 +236,19 @@ INLINE u32 prepare_translation(struct xdp_md *ctx, struct work *w, const struct 
     return GO_TRANSLATE;
 }
 
+// To the node a flow was handed to before, unless that has left or the packet comes from a peer.
+INLINE u32 steer_plain(struct xdp_md *ctx, const struct plain_packet *p, u32 node, int *verdict)
+{
+    u32 service = p->steered, frame = frame_bytes(ctx);
+
+    if (!is_member(node) || is_from_peer(ctx) || !put_peer(ctx, node))
+        return GO_ON;
+    count_steered(service);
+    note(REASON_SENT_STEERED, frame);
+    *verdict = XDP_TX;
+    return LEAVE;
+}
+
 // Sends the packet and sets the verdict (LEAVE), or finds the target of a `nat` packet (GO_TRANSLATE), or GO_ON for
 // the full path.
 INLINE u32 take_short_way(struct xdp_md *ctx, const struct settings *s, struct plain_packet *p, u32 *id, int *verdict)
@@ -246,6 +263,8 @@ INLINE u32 take_short_way(struct xdp_md *ctx, const struct settings *s, struct p
         *verdict = XDP_PASS;
         return LEAVE;
     }
+    if (p->steered)
+        return steer_plain(ctx, p, *id, verdict);
     if (*id == NO_TARGET)
         *id = find_slowly(ctx, s, p);
     if (*id == NO_TARGET)

@@ -18,6 +18,9 @@
 #define RECENT_LOCAL 0x1     // belongs to this node: to the kernel
 #define RECENT_UDP_ONCE 0x2  // one packet seen, not in the connection map
 #define RECENT_RETURN 0x4    // answer of a nat backend
+#define RECENT_STEERED 0x8   // belongs to another node: `target` is the node, the upper bits are the service
+#define RECENT_SERVICE_SHIFT 4
+_Static_assert(SERVICE_COUNT_MAX <= 1 << (16 - RECENT_SERVICE_SHIFT), "a service id has to fit the upper bits");
 
 struct recent_flow {
     u64 tag;

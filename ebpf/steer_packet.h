@@ -4,15 +4,29 @@
 // knows it by the source MAC or the tunnel's source, and never steers it a second time.
 
 #include "parse_packet.h"
+#include "remember_flow.h"
 #include "rewrite_packet.h"
 
-INLINE void count_steered(const struct work *w)
+INLINE void count_steered(u32 service)
 {
-    u32 service = w->service;
     struct service_counter *counter = service_counters.lookup(&service);
 
-    if (counter && !(w->flags & WORK_DRY))
+    if (counter)
         counter->steered++;
+}
+
+// Link addresses for a peer on the segment the packet came from; false if it is not there.
+INLINE bool put_peer(struct xdp_md *ctx, u32 node)
+{
+    struct node_path_key key = {.ifindex = ctx->ingress_ifindex, .node = node};
+    struct node_path *path = node_paths.lookup(&key);
+    struct ethhdr *ethernet = packet_at(ctx, 0);
+
+    if (!path || PAST_END(ctx, ethernet))
+        return false;
+    copy_mac(ethernet->h_dest, path->mac);
+    copy_mac(ethernet->h_source, path->source_mac);
+    return true;
 }
 
 INLINE int steer_by_tunnel(struct xdp_md *ctx, struct work *w, const struct settings *s)
@@ -34,23 +48,20 @@ INLINE int steer_by_tunnel(struct xdp_md *ctx, struct work *w, const struct sett
     reason = put_tunnel(ctx, s, w->l3, w->l3_length, w->flags & WORK_V6, 0, entry->address, &hop);
     if (reason)
         return leave(ctx, w, XDP_DROP, reason);
-    count_steered(w);
+    if (!(w->flags & WORK_DRY))
+        count_steered(w->service);
     return leave(ctx, w, send(ctx, &hop), REASON_SENT_STEERED_TUNNEL);
 }
 
 INLINE int step_steer(struct xdp_md *ctx, struct work *w, const struct settings *s)
 {
-    struct node_path_key key = {.ifindex = ctx->ingress_ifindex, .node = w->node};
-    struct node_path *path = node_paths.lookup(&key);
-    struct ethhdr *ethernet = packet_at(ctx, 0);
-
-    if (!path)
+    if (!put_peer(ctx, w->node))
         return steer_by_tunnel(ctx, w, s);
-    if (PAST_END(ctx, ethernet))
-        return leave(ctx, w, XDP_DROP, REASON_DROP_INTERNAL);
-    copy_mac(ethernet->h_dest, path->mac);
-    copy_mac(ethernet->h_source, path->source_mac);
-    count_steered(w);
+    if (!(w->flags & WORK_DRY)) {
+        count_steered(w->service);
+        if (!(w->flags & WORK_ICMP_ERROR) && !(w->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)))
+            remember_flow(s, w->hash, w->node, RECENT_STEERED | w->service << RECENT_SERVICE_SHIFT);
+    }
     return leave(ctx, w, XDP_TX, REASON_SENT_STEERED);
 }
 

@@ -361,3 +361,12 @@ def test_a_repeated_first_packet_follows_the_new_table(cluster: g.Gateway) -> No
     assert Ether(cluster.run(bytes(first))[1]).dst == g.backend_mac(1)
     steer_all_to(cluster, PEER)
     assert Ether(cluster.run(bytes(first))[1]).dst == PEER_MAC
+
+
+def test_the_short_way_of_steering_knows_a_peer_too(cluster: g.Gateway) -> None:
+    packet = client(4, "A")
+    assert [cluster.run(bytes(packet))[0] for _ in range(2)] == [Verdict.TX] * 2
+    assert cluster.run(from_peer(packet))[0] == Verdict.PASS
+    counter = cluster.maps.service_counters.get(1)
+    assert counter is not None
+    assert int(counter["steered"].sum()) == 2
