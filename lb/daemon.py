@@ -85,6 +85,8 @@ class Daemon:
         self.sweeps: Sweeps
         self.stopped = asyncio.Event()
         self.board = HealthBoard(node.node.id, self._share_alone, self._health_changed)
+        self._unresolved = self.metrics.gauge("backends_unresolved", "Backends whose next hop is not known.")
+        self.metrics.collect(self._collect_metrics)
         self._known_alive: dict[int, bool] = {}
         self.loop: asyncio.AbstractEventLoop
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -248,6 +250,18 @@ class Daemon:
             "config_version": self.store.current.version,
             "loop_lag_ms": self.lag.worst_s * 1000,
         }
+
+    def _collect_metrics(self) -> None:
+        counted = self.metrics.import_counts
+        requests = {"answered": self.control.requests - self.control.refused, "refused": self.control.refused}
+        counted("control_requests_total", "Requests on the control socket.", "outcome", requests)
+        updates = {"done": self.driver.updates, "failed": self.driver.failures}
+        counted("engine_updates_total", "Changes of the packet path's maps.", "outcome", updates)
+        lookups = {"done": self.neighbours.lookups, "failed": self.neighbours.failures}
+        counted("next_hop_lookups_total", "Lookups of backends' next hops.", "outcome", lookups)
+        shed = {"subscribers": self.control.events_shed, "journal": self.journal.shed}
+        counted("events_shed_total", "Events lost because nobody took them in time.", "where", shed)
+        self._unresolved.set(len(self.neighbours.problems))
 
     def view(self) -> dict[str, Any] | None:
         """The committed view of the ring; None without one. A cluster replaces this."""

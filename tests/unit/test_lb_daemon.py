@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,6 +140,23 @@ def test_bad_configuration_is_refused_whole_with_its_places(lbd: Lbd) -> None:
     assert error["code"] == "invalid"
     assert "x.toml:17: service[0].backend[0].wieght = 2: unknown key (did you mean weight?)" in error["message"]
     assert lbd.call("status")["config_version"] == 0
+
+
+def test_daemon_counts_what_it_does(lbd: Lbd) -> None:
+    lbd.start()
+    lbd.call("config.apply", text=SERVICES)
+    lbd.ask("nonsense")
+    lbd.call("metrics")
+    found = {metric["name"]: dict(map(_series, metric["series"])) for metric in lbd.call("metrics")}
+    assert found["rainlb_control_requests_total"][("refused",)] == 1
+    assert found["rainlb_control_requests_total"][("answered",)] >= 2
+    assert found["rainlb_engine_updates_total"][("done",)] >= 1
+    assert found["rainlb_engine_updates_total"][("failed",)] == 0
+    assert found["rainlb_backends_unresolved"][()] in (0, 1)
+
+
+def _series(series: list[Any]) -> tuple[tuple[str, ...], Any]:
+    return tuple(series[0]), series[1]
 
 
 def test_text_of_the_configuration_can_be_applied_again(lbd: Lbd) -> None:
