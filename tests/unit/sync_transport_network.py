@@ -13,6 +13,7 @@ from sync.transport import (
     KeyRing,
     Path,
     PeerConfig,
+    Reason,
     Transmit,
     Transport,
     TransportConfig,
@@ -159,3 +160,13 @@ class Network:
                 datagram = datagram[:at] + bytes((datagram[at] ^ 1 << chance.randrange(8),)) + datagram[at + 1 :]
             delay = chance.uniform(weather.delay_min, weather.delay_max)
             self.inject(destination, datagram, source=source, link=link, at=self.now + delay)
+
+
+def payloads(network: Network, node: int) -> list[bytes]:
+    """What a node has been given, in order."""
+    return [bytes(arrived.payload) for arrived in network[node].arrived]
+
+
+def reasons(network: Network, node: int) -> list[Reason]:
+    """Why a node's messages came back."""
+    return [undelivered.reason for _, undelivered in network[node].undelivered]
