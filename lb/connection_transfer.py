@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import struct
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -231,11 +232,10 @@ class Known:
         found: npt.NDArray[np.bool_] = known[places] == hashes
         return found
 
-    def __len__(self) -> int:
-        return len(self._sorted) + self._fresh_count
-
     def _compact(self) -> None:
-        self._sorted = np.unique(np.concatenate([self._sorted, *self._fresh]))
+        # Sorting, not np.unique: that hashes integers, and takes seconds for a million. Repetitions do no harm.
+        self._sorted = np.concatenate([self._sorted, *self._fresh])
+        self._sorted.sort()
         self._fresh, self._fresh_count = [], 0
 
 
@@ -284,7 +284,7 @@ class Taker:
         async with self._lock:
             loop = asyncio.get_running_loop()
             self._transfer = self._transfer + 1 & 0xFFFFFFFF
-            running = _Running(self._transfer, giver, scope, loop.create_future(), last_s=loop.time())
+            running = _Running(self._transfer, giver, scope, loop.create_future(), last_s=time.monotonic())
             self._running = running
             try:
                 await self._send(giver, _message(Kind.ASK, running.transfer, scope.pack()))
@@ -298,13 +298,12 @@ class Taker:
                 self._running = None
 
     async def _until_done(self, running: _Running) -> int:
-        loop = asyncio.get_running_loop()
         while True:
-            rest = running.last_s + SILENCE_S - loop.time()
+            rest = running.last_s + SILENCE_S - time.monotonic()
             try:
                 return await asyncio.wait_for(asyncio.shield(running.done), max(rest, 0.001))
             except TimeoutError:
-                if loop.time() >= running.last_s + SILENCE_S:
+                if time.monotonic() >= running.last_s + SILENCE_S:
                     raise TransferError(
                         f"connections from node {running.giver}: nothing for {SILENCE_S:.0f} s"
                     ) from None
@@ -314,11 +313,10 @@ class Taker:
         running = self._running
         if running is None or (peer, transfer) != (running.giver, running.transfer) or running.done.done():
             return
-        loop = asyncio.get_running_loop()
-        running.last_s = loop.time()
+        running.last_s = time.monotonic()
         if kind is Kind.PART:
             # One worker, so parts are written in order and before the END that follows them.
-            loop.run_in_executor(self._executor, self._write, running, body)
+            asyncio.get_running_loop().run_in_executor(self._executor, self._write, running, body)
         else:
             self._ended(running, body)
 
@@ -362,6 +360,8 @@ class Taker:
         with contextlib.suppress(OSError):
             self.fetched += self._connections.update(keys, values)
             running.count += count
+            # Writing is progress too: a slow machine may have much to write after the last part has come.
+            running.last_s = time.monotonic()
 
     def _prune(self, running: _Running) -> Records:
         """Drop what the giver does not have; return own entries it does not know. Runs in the worker thread."""

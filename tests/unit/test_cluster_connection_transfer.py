@@ -154,7 +154,7 @@ async def test_a_giver_that_is_not_complete_refuses(gateways: tuple[Gateway, Gat
 async def test_a_giver_that_falls_silent_is_noticed(
     gateways: tuple[Gateway, Gateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_transfer, "SILENCE_S", 0.3)
+    monkeypatch.setattr(connection_transfer, "SILENCE_S", 1.5)
     old, new = gateways
     old.put(some_records(30_000))
     old.cut_after = 3

@@ -45,6 +45,8 @@ class Gateway:
         self.ring = Ring(ring, listen)
         self.sent: list[tuple[float, int]] = []
         self.arrived: list[tuple[float, int]] = []
+        self.ended = asyncio.Event()
+        self.ring.subscribe(CHANNEL_END, lambda _batch: self.ended.set())
         self.count = 0
         self.making_s = 0.0
         self.tasks: list[asyncio.Task[Any]] = []
@@ -104,8 +106,10 @@ class Gateway:
             await asyncio.sleep(TICK_S)
         while replication.sender.backlog:  # noqa: ASYNC110  (the buffer is the kernel's: nobody tells)
             await asyncio.sleep(TICK_S)
-        # What the ring has accepted is on its way for a while: this comes after all of it.
-        await self.ring.multicast(CHANNEL_END, b"end")
+        # What the ring has accepted is on its way for a while: this, as bulk like the records, comes after all of it.
+        while not self.ring.offer(CHANNEL_END, b"end"):
+            await self.ring.wait_for_room()
+        await self.ended.wait()
 
     async def _listen(self) -> None:
         """Until nothing has come for a while."""
