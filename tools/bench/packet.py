@@ -5,24 +5,31 @@
 
 A small program (ebpf/packet_bench.c) restores the packet before each of a million repetitions of one BPF_PROG_TEST_RUN
 and gives it the addresses of one of N flows at random: the code is hot as under load, the tables are as cold as N
-flows make them. The process is bound to one CPU; each figure is the median of three runs after a warm-up. Taking the
+flows make them. The process is bound to one CPU; each figure is the median of five runs after a warm-up. Taking the
 tunnel header off again is part of the figure.
 
 Cases: `hit` established TCP connections; `syn` first packets of ever new connections; `establish` the packet that
-opens a connection, with its replication record; `udp-new` first datagrams; `not-ours`; for `nat` also `return`.
+opens a connection, with its replication record; `udp-new` first datagrams; `not-ours`.
+
+`yardstick` (IPv4, `hit` and `syn`) is about the least a balancer can do (ebpf/packet_yardstick.c), measured in turn
+with the path: `ratio` is the path's cost over it, and can be compared between machines. `live` is packets per second of
+established flows through a veth pair, sent by BPF_PROG_TEST_RUN with live frames.
 """
 
 import argparse
+import ctypes
 import json
 import os
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +41,7 @@ from ebpf.ring_buffer import RingBuffer
 
 REPEAT = 1_000_000
 WARM_UP = 2_000_000
-RUNS = 3
+RUNS = 5
 # Fewer than the replication ring buffer holds, so that every opened connection's record finds room.
 OPENED_PER_RUN = 50_000
 FLOWS = (1, 16_384, 131_072, 1_048_576)
@@ -43,6 +50,10 @@ TCP, UDP = 6, 17
 SYN, ACK = 0x02, 0x10
 SERVICE, TARGETS = 1, (1, 2, 3)
 PICK_RANDOM, PICK_NEXT = 0, 1
+NEW_FLOWS_MASK = 0xFFFFFF
+LOOPBACK = 1
+LIVE_FRAMES = 4_000_000
+_CLONE_NEWNET = 0x40000000
 
 _CONFIG = np.dtype(
     [
@@ -70,6 +81,7 @@ class Result:
     family: int
     flows: int
     ns_per_packet: float
+    ratio: float | None = None
     packets_per_second: int | None = None
 
 
@@ -87,6 +99,7 @@ class Bench:
         libbpf.object_pin(self.next, directory / "maps/bench_next")
         self.wrapper = self._load("packet_bench.c", "bench_wrap")
         self.empty = self._load("send_back.c", "send_back")
+        self.yardstick = self._load("packet_yardstick.c", "yardstick")
         self.records = RingBuffer(self.maps.records)
 
     def _load(self, source: str, program: str) -> int:
@@ -95,7 +108,7 @@ class Bench:
         loader.compile_source(source, self.directory / "maps", directory)
         return libbpf.object_get(directory / program)
 
-    def configure(self, method: Method, family: int, protocol: int) -> None:
+    def configure(self, method: Method, family: int, protocol: int, ifindex: int = LOOPBACK) -> None:
         """One service with three backends of equal weight."""
         maps = self.maps
         for name in ("connections", "half_open", "services", "nat_return"):
@@ -107,7 +120,7 @@ class Bench:
         service["flags"] = int(ServiceFlag.REMEMBER_NEW) if method is Method.NAT else 0
         maps.service_table.set(SERVICE, service)
         for number in TARGETS:
-            maps.targets.set(number, self._target(method, family, number))
+            maps.targets.set(number, self._target(method, family, number, ifindex))
             backend = layout.endpoint(_BACKENDS[family].format(number), 80, protocol)
             maps.nat_return.set(backend, number)
         slots = np.resize(np.array(TARGETS, np.uint16), layout.TABLE_SLOTS_DEFAULT)
@@ -126,11 +139,11 @@ class Bench:
         )
 
     @staticmethod
-    def _target(method: Method, family: int, number: int) -> npt.NDArray[np.void]:
+    def _target(method: Method, family: int, number: int, ifindex: int) -> npt.NDArray[np.void]:
         target = np.zeros((), layout.TARGET)
         target["address"] = layout.pack_address(_BACKENDS[family].format(number))
         target["mac"] = target["source_mac"] = (2, 0, 0, 0, 0, number)
-        target["ifindex"], target["service"], target["method"], target["mtu"] = 1, SERVICE, int(method), 1500
+        target["ifindex"], target["service"], target["method"], target["mtu"] = ifindex, SERVICE, int(method), 1500
         target["weight"], target["flags"] = 1, int(TargetFlag.ALIVE | TargetFlag.RESOLVED)
         return target
 
@@ -198,43 +211,85 @@ def tcp_or_udp(family: int, protocol: int, flags: int, destination: str) -> byte
     return b"\x02\0\0\0\0\x01\x02\0\0\0\0\x09" + ethertype + header + transport
 
 
-def net_ns(bench: Bench, packet: bytes, repeat: int, runs: int, warm_up: int, before: Any = None) -> float:
-    """Median cost with the path minus median cost with the empty program."""
-
-    def median(program: int) -> float:
-        bench.choose(program)
-        if warm_up:
-            bench.time(packet, warm_up)
-        figures = []
-        for _ in range(runs):
-            if before:
-                before()
-            figures.append(bench.time(packet, repeat))
-        return statistics.median(figures)
-
-    return median(bench.entry) - median(bench.empty)
+def net_ns(bench: Bench, packet: bytes, repeat: int, warm_up: int, programs: Sequence[int]) -> list[float]:
+    """Median cost of each program less that of the empty one; run in turn, so that all see the same neighbours."""
+    figures: dict[int, list[int]] = {program: [] for program in (bench.empty, *programs)}
+    for run in range(RUNS + 1):
+        for program, found in figures.items():
+            bench.choose(program)
+            bench.records.drain(1 << 20)
+            if run == 0 and warm_up:
+                bench.time(packet, warm_up)
+            elif run:
+                found.append(bench.time(packet, repeat))
+    empty = statistics.median(figures[bench.empty])
+    return [statistics.median(figures[program]) - empty for program in programs]
 
 
-def run_case(bench: Bench, case: str, method: Method, family: int, flows: int, quick: bool) -> Result:
-    """Measures one combination."""
+def run_case(bench: Bench, case: str, method: Method, family: int, flows: int, quick: bool) -> list[Result]:
+    """Measures one combination; with the yardstick's figure where there is one."""
     protocol = UDP if case == "udp-new" else TCP
     flags = SYN if case == "syn" else ACK
     destination = _CLIENTS[family] if case == "not-ours" else _VIPS[family]
     bench.configure(method, family, protocol)
     packet = tcp_or_udp(family, protocol, flags, destination)
     repeat, warm_up = (REPEAT // 4, REPEAT // 2) if quick else (REPEAT, WARM_UP)
+    programs = [bench.entry]
+    if method is Method.TUNNEL and family == 4 and case in ("hit", "syn"):
+        programs.append(bench.yardstick)
     if case == "hit":
         bench.fill(family, protocol, flows)
         bench.prepare(packet, family, flows - 1, PICK_RANDOM)
-        cost = net_ns(bench, packet, repeat, RUNS, max(warm_up, 2 * flows))
+        warm_up = max(warm_up, 2 * flows)
     elif case == "establish":
-        bench.prepare(packet, family, 0xFFFFFF, PICK_NEXT)
-        cost = net_ns(bench, packet, OPENED_PER_RUN, RUNS * 2 + 1, 0, lambda: bench.records.drain(1 << 20))
-        bench.records.drain(1 << 20)
+        bench.prepare(packet, family, NEW_FLOWS_MASK, PICK_NEXT)
+        repeat, warm_up = OPENED_PER_RUN, 0
     else:
-        bench.prepare(packet, family, 0xFFFFFF if flows == 0 else flows - 1, PICK_RANDOM)
-        cost = net_ns(bench, packet, repeat, RUNS, warm_up)
-    return Result(case, method.name.lower(), family, flows, round(cost, 1))
+        bench.prepare(packet, family, NEW_FLOWS_MASK, PICK_RANDOM)
+    cost, *yardstick = net_ns(bench, packet, repeat, warm_up, programs)
+    ratio = round(cost / yardstick[0], 2) if yardstick else None
+    results = [Result(case, method.name.lower(), family, flows, round(cost, 1), ratio)]
+    return results + [Result(case, "yardstick", family, flows, round(each, 1), 1.0) for each in yardstick]
+
+
+def run_live(bench: Bench, frames: int) -> list[Result]:
+    """Packets per second that really leave: one flow each of dsr and tunnel, IPv4, native XDP on a veth pair."""
+    results = []
+    interface, far = "bench0", "bench1"
+    for command in (
+        f"ip link add {interface} type veth peer name {far}",
+        f"ip link set {interface} up",
+        f"ip link set {far} up",
+    ):
+        subprocess.run(command.split(), check=True)
+    sink = libbpf.object_get(loader.load_pass_all(bench.directory))
+    ifindex = socket.if_nametoindex(interface)
+    libbpf.xdp_attach(socket.if_nametoindex(far), sink, libbpf.XDP_FLAGS_DRV)
+    loader.attach(interface, bench.directory, loader.Mode.NATIVE)
+    for method in (Method.DSR, Method.TUNNEL):
+        bench.configure(method, 4, TCP, ifindex)
+        bench.fill(4, TCP, 1)
+        packet = tcp_or_udp(4, TCP, ACK, _VIPS[4])
+        begin = time.perf_counter()
+        test_run.live(bench.entry, packet, count=frames, ifindex=ifindex)
+        elapsed = time.perf_counter() - begin
+        rate = int(frames / elapsed)
+        results.append(Result("live", method.name.lower(), 4, 1, round(1e9 / rate, 1), None, rate))
+    return results
+
+
+@contextmanager
+def own_network() -> Iterator[None]:
+    """A network namespace of its own for the block."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    if libc.unshare(_CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "a network namespace of its own could not be made")
+    try:
+        yield
+    finally:
+        libc.setns(home, _CLONE_NEWNET)
+        os.close(home)
 
 
 def combinations(options: argparse.Namespace) -> Iterator[tuple[str, Method, int, int]]:
@@ -267,6 +322,17 @@ def loaded() -> Iterator[Bench]:
             libbpf.unmount(path)
 
 
+def report(results: list[Result], quiet: bool) -> list[Result]:
+    """Prints lines for people as they come."""
+    for result in [] if quiet else results:
+        flows = result.flows or "new"
+        line = f"{result.case:10} {result.method:9} IPv{result.family} {flows:>8} {result.ns_per_packet:8.1f} ns"
+        line += f"  {result.ratio:.2f} of the yardstick" if result.ratio else ""
+        line += f"  {result.packets_per_second:,} packets/s" if result.packets_per_second else ""
+        print(line, flush=True)
+    return results
+
+
 def main(argv: list[str]) -> int:
     """Prints a table, or with --json a list of objects."""
     parser = argparse.ArgumentParser(prog="packet", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -278,13 +344,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--flows-max", type=int, default=max(FLOWS))
     options = parser.parse_args(argv)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    results = []
-    with loaded() as bench:
+    results: list[Result] = []
+    with own_network(), loaded() as bench:
         for case, method, family, flows in combinations(options):
-            result = run_case(bench, case, method, family, flows, options.quick)
-            results.append(result)
-            if not options.json:
-                print(f"{case:10} {result.method:7} IPv{family} {flows or 'new':>8} {result.ns_per_packet:8.1f} ns")
+            results += report(run_case(bench, case, method, family, flows, options.quick), options.json)
+        if not options.case or "live" in options.case:
+            results += report(run_live(bench, LIVE_FRAMES), options.json)
     if options.json:
         json.dump([asdict(result) for result in results], sys.stdout, indent=1)
         print()
