@@ -130,7 +130,10 @@ class Vip(Answer):
 
 
 class Traffic(Answer):
-    """Counters since the data path was loaded; the rates are over the last second."""
+    """Counters since the data path was loaded; the rates are over the last second.
+
+    connections_active: open connections that this gateway handles.
+    """
 
     packets: int = 0
     bytes: int = 0

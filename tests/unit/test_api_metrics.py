@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ebpf.layout import CONNECTION, FLOW_KEY, State
 from lb.api.exposition import from_lbd
 from lb.metrics import SERIES_MAX, Registry
 from tests.unit.api_support import ROOT, RunningApi, running_api
@@ -35,6 +37,16 @@ def fill_counters(api: RunningApi) -> None:
     assert counts is not None
     owner["service"] = 1
     counts[0] = (1000, 64_000, 30, 10)
+    settings = api.maps.settings.get(0)
+    assert settings is not None
+    settings["node"] = 1
+    api.maps.settings.set(0, settings)
+    keys, values = np.zeros(25, FLOW_KEY), np.zeros(25, CONNECTION)
+    keys["source_port"] = np.arange(25)
+    values["target"], values["service"], values["owner"], values["state"] = 2, 1, 1, int(State.ESTABLISHED)
+    # handled elsewhere, and closed: not open here
+    values["owner"][20:23], values["state"][23:] = 2, int(State.CLOSING)
+    api.maps.connections.update(keys, values)
     api.maps.targets.set(2, owner)
     api.maps.target_counters.set(2, counts)
 
