@@ -135,14 +135,19 @@ class Node:
     # ------------------------------------------------------------------------------------------------ the interface
 
     def step(self, now: float, event: Event) -> list[Effect]:
-        """Feed one event; returns what is to be done, in order. A clock that steps back stands still instead."""
+        """Feed one event; returns what is to be done, in order. A clock that steps back stands still instead.
+
+        Who is late is judged at ``Timer`` alone, which must come after everything that has arrived: a process that
+        was stalled would otherwise condemn peers whose answers wait in its sockets.
+        """
         now = self._now = self._ring.now = max(now, self._now)
         self._events[type(event)](event)
         self._run_transport()
-        if now >= self.transport.deadline():
-            self.transport.tick(now)
+        if type(event) is Timer and self._judge(now):
             self._run_transport()
-        if self._run_timers(now):
+        if now >= self._ring.eating_until and self._ring.eating:
+            self._ring.release(now)
+            self._ring.deliver()
             self._run_transport()
         effects: list[Effect] = [*self._transmit, *self._ring.effects]
         self._transmit.clear()
@@ -150,7 +155,7 @@ class Node:
         return effects
 
     def deadline(self) -> float:
-        """When to feed ``Timer`` at the latest; infinity if never."""
+        """When to feed ``Timer``, after what has arrived until then; infinity if never."""
         ring = self._ring
         nearest = min(
             self.transport.deadline(),
@@ -254,13 +259,13 @@ class Node:
 
     # ------------------------------------------------------------------------------------------------------ timers
 
-    def _run_timers(self, now: float) -> bool:
+    def _judge(self, now: float) -> bool:
+        """Let transport and ring find out who or what is late; True when there was something to do."""
         ring = self._ring
         worked = False
-        if now >= ring.eating_until and ring.eating:
-            ring.release(now)
-            ring.deliver()
-            worked = True
+        if now >= self.transport.deadline():
+            self.transport.tick(now)
+            self._run_transport()
         if now >= self._admission.deadline() or (now >= ring.hungry_until and ring.passed_acknowledged):
             self._admission.tick(now)
             worked = True
