@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lb.ownership import (
@@ -236,6 +236,7 @@ class World:
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32))
+@example(2606)
 def test_never_two_owners_and_everything_settles(seed: int) -> None:
     chance = random.Random(seed)
     world = World(chance)
