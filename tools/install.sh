@@ -53,5 +53,10 @@ for unit in lbd.service lb-api.service run-lb-bpf.mount; do
 done
 install -m 644 lb/systemd/rainlb.sysusers "$DESTDIR/usr/lib/sysusers.d/rainlb.conf"
 install -m 644 lb/systemd/rainlb.tmpfiles "$DESTDIR/usr/lib/tmpfiles.d/rainlb.conf"
+for page in docs/man/*.[1-8]; do
+    section=$DESTDIR$PREFIX/share/man/man${page##*.}
+    mkdir -p "$section"
+    gzip -9nc "$page" > "$section/$(basename "$page").gz"
+done
 cp -r docs/examples LICENSES README.md CHANGELOG.md "$DESTDIR$PREFIX/share/doc/rainlb/"
 echo "installed below ${DESTDIR:-/}: $PREFIX/bin/lbd, $units/lbd.service; examples in $PREFIX/share/doc/rainlb/examples"
