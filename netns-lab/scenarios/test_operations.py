@@ -26,25 +26,22 @@ def lab(request: pytest.FixtureRequest, shared_lab: LabMaker) -> Lab:
 
 
 @contextmanager
-def under_load(lab: Lab) -> Iterator[tuple[Traffic, Traffic]]:
-    """New connections all the time, and HELD_CONNECTIONS that stay open with a request every now and then."""
-    vip = lab.topology.vip(4)
-    held_options: list[Argument] = [
-        "--connections",
-        HELD_CONNECTIONS,
-        "--concurrency",
-        HELD_CONNECTIONS,
-        "--requests",
-        0,
-    ]
-    with (
-        lab.traffic("http_load", vip, HTTP_PORT, *held_options, "--interval", 0.2) as held,
-        lab.traffic("http_load", vip, HTTP_PORT, "--connections", 0, "--concurrency", 8, "--pause", 0.01) as fresh,
-    ):
+def holding(lab: Lab) -> Iterator[Traffic]:
+    """HELD_CONNECTIONS that stay open, with a request every now and then."""
+    options: list[Argument] = ["--connections", HELD_CONNECTIONS, "--concurrency", HELD_CONNECTIONS, "--requests", 0]
+    with lab.traffic("http_load", lab.topology.vip(4), HTTP_PORT, *options, "--interval", 0.2) as held:
         eventually(lambda: open_connections(lab) >= HELD_CONNECTIONS, what="the held connections are open")
+        yield held
+    assert held.report["connections"] == HELD_CONNECTIONS, held.report
+
+
+@contextmanager
+def under_load(lab: Lab) -> Iterator[tuple[Traffic, Traffic]]:
+    """Connections that are held, and new ones all the time."""
+    options: list[Argument] = ["--connections", 0, "--concurrency", 8, "--pause", 0.01]
+    with holding(lab) as held, lab.traffic("http_load", lab.topology.vip(4), HTTP_PORT, *options) as fresh:
         yield held, fresh
     assert fresh.report["requests"] > 0
-    assert held.report["connections"] == HELD_CONNECTIONS, held.report
 
 
 def open_connections(lab: Lab) -> int:
@@ -131,7 +128,7 @@ def test_a_syn_flood_leaves_established_connections_alone(lab: Lab) -> None:
         lab.inside(backend.name, drop_flood)
     sources = FLOOD_SOURCES[lab.topology.name]
     gateway_mac = build.mac_address("gw1", "eth0")
-    with under_load(lab) as (held, _):
+    with holding(lab) as held:
         flood = lab.measure(
             "syn_flood", "eth0", gateway_mac, lab.topology.vip(4), HTTP_PORT, "--count", sources, timeout=300
         )

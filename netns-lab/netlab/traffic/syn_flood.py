@@ -108,21 +108,20 @@ class Sender:
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self.socket.bind((device, 0))
-        self.frame_bytes = frame_bytes
+        # One buffer for all batches: the descriptors into it are written once.
+        self.buffer = np.zeros((BATCH, frame_bytes), dtype=np.uint8)
         self.parts = (_Part * BATCH)()
         self.messages = (_Message * BATCH)()
         size = ctypes.sizeof(_Part)
         for index in range(BATCH):
+            self.parts[index].base = self.buffer.ctypes.data + index * frame_bytes
+            self.parts[index].length = frame_bytes
             self.messages[index].parts = ctypes.addressof(self.parts) + index * size
             self.messages[index].part_count = 1
 
     def send(self, frames: Frames) -> int:
         """How many the kernel took; the rest is lost, as on a full wire."""
-        frames = np.ascontiguousarray(frames)
-        base = frames.ctypes.data
-        for index in range(len(frames)):
-            self.parts[index].base = base + index * self.frame_bytes
-            self.parts[index].length = self.frame_bytes
+        self.buffer[: len(frames)] = frames
         done = 0
         while done < len(frames):
             at = ctypes.addressof(self.messages) + done * ctypes.sizeof(_Message)
