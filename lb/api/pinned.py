@@ -96,9 +96,8 @@ class PinnedDataPath:
             begin = time.monotonic()
             if self._open is None or begin >= self._recount_at:
                 settings = maps.settings.get(0)
-                self._open = count_open(
-                    maps.connections.chunks(PIECE_ENTRIES), 0 if settings is None else settings["node"]
-                )
+                node = 0 if settings is None else int(settings["node"])
+                self._open = count_open(maps.connections.chunks(PIECE_ENTRIES), node)
                 end = time.monotonic()
                 self._recount_at = end + RECOUNT_PAUSE * (end - begin)
             return self._open
