@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 SEEDS ?= 2000
 
-.PHONY: setup demo test lint types unit packet sim sim-nightly lab bench fuzz install deb clean
+.PHONY: setup demo test lint types unit packet sim sim-nightly page lab bench fuzz install deb clean
 
 setup:
 	@./tools/setup.sh
@@ -32,6 +32,9 @@ sim: setup
 
 sim-nightly: setup
 	$(PY) -m tests.sim --seeds 100000 --failures 20
+
+page: setup
+	$(PY) -m pytest -q tests/page
 
 lab: setup
 	$(PY) -m pytest -q netns-lab/scenarios

@@ -21,4 +21,5 @@ part packet $python -m pytest -q tests/packet
 part sim $python -m pytest -q -n 2 tests/sim
 part seeds $python -m tests.sim --seeds 2000
 part model $python -m pytest -q -n 2 tests/model
+part page $python -m pytest -q tests/page
 part lab $python -m pytest -q netns-lab/scenarios
