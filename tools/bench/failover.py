@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +23,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
 
-from netlab import cluster, faults
-from netlab.lab import Lab, eventually
+from netlab import cluster, faults, namespaces
+from netlab.lab import Lab, Traffic, eventually
 from netlab.state import LabError
 
 TOPOLOGY = "three-gateways"
 BEFORE_S, AFTER_S = 0.6, 1.5
 PUSHED = 20
+PROBER_PRIORITY = 20
 # A connection that is silent for longer counts as lost.
 STALL_S_MAX = 1.2
 # Documented in docs/operations.md: the tuned setting.
@@ -66,6 +68,23 @@ def spread(values: list[float]) -> dict[str, float]:
     }
 
 
+def stop_flooding(lab: Lab) -> None:
+    """Frames for a dead port's MAC must not reach other gateways: an interface's filter would drop them, generic XDP
+    sees them, and whoever forwards them hides the gap."""
+    switches = {switch for gateway in lab.gateways for _, switch, _ in faults.ports_of(lab, gateway.name)}
+    for switch in switches:
+        enter = ["nsenter", f"--net={namespaces.path_of(lab.namespace(switch))}"]
+        shown = subprocess.run([*enter, "ip", "-j", "link", "show", "type", "bridge_slave"], capture_output=True)
+        for port in json.loads(shown.stdout or "[]"):
+            command = [*enter, "ip", "link", "set", port["ifname"], "type", "bridge_slave", "flood", "off"]
+            subprocess.run(command, check=True)
+
+
+def keep_punctual(prober: Traffic) -> None:
+    """A prober that is kept from the processor while an address moves would not see the gap."""
+    os.sched_setscheduler(prober._child.pid, os.SCHED_RR, os.sched_param(PROBER_PRIORITY))
+
+
 def repetition(lab: Lab, fault: Fault) -> dict[str, Any]:
     """Hurt the owner once under probes; the prober's and the connections' reports. The lab is whole again after."""
     vip = lab.topology.vip(4)
@@ -76,6 +95,7 @@ def repetition(lab: Lab, fault: Fault) -> dict[str, Any]:
         lab.traffic("udp_probe", vip, "--interval-ms", 1) as prober,
         lab.traffic("push_watch", vip, "--count", PUSHED, "--timeout", STALL_S_MAX) as pushed,
     ):
+        keep_punctual(prober)
         time.sleep(BEFORE_S)
         at = time.monotonic()
         hurt(lab, owner)
@@ -92,6 +112,7 @@ def measure(faults_wanted: list[str], repetitions: int, ring_options: dict[str, 
     results: dict[str, Any] = {}
     lab = Lab.up(name, TOPOLOGY, ring_options=ring_options)
     try:
+        stop_flooding(lab)
         for kind in faults_wanted:
             runs = []
             for _ in range(repetitions):
@@ -200,12 +221,14 @@ def measure_keepalived(repetitions: int, name: str) -> dict[str, Any]:
     results = {}
     for advert_s in ADVERTS_S:
         with keepalived_lab(name, advert_s) as lab:
+            stop_flooding(lab)
             vip = lab.topology.vip(4)
             runs = []
             for _ in range(repetitions):
                 owner = one_holder(lab, vip, 10 + 10 * advert_s)
                 time.sleep(advert_s)
                 with lab.traffic("udp_probe", vip, "--interval-ms", 1) as prober:
+                    keep_punctual(prober)
                     time.sleep(BEFORE_S)
                     faults.set_links(lab, owner, False)
                     time.sleep(AFTER_S + 4 * advert_s)
