@@ -92,15 +92,21 @@ class Daemon:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lock_file: int | None = None
         self._is_stopping = False
+        self._started = asyncio.Event()
         made = {"api": self._api_child(), "health": self._health_child()}
         self._children = {name: child for name, child in made.items() if name in children}
 
     # --- start -------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Everything up to the point where the gateway serves. Raises what the parts raise; nothing is half done
-        then."""
+        """Everything up to the point where the gateway serves. Raises what the parts raise."""
         self.loop = asyncio.get_running_loop()
+        try:
+            await self._start()
+        finally:
+            self._started.set()
+
+    async def _start(self) -> None:
         self._lock()
         maps = await asyncio.to_thread(open_path, self.node)
         self.engine = PacketEngine(maps, self.node)
@@ -338,6 +344,8 @@ class Daemon:
         if self._is_stopping:
             return
         self._is_stopping = True
+        # Half a start cannot be undone in order; a whole one can.
+        await self._started.wait()
         try:
             # Whoever asked for it over the control socket is to have the answer.
             await asyncio.sleep(LAST_ANSWER_SECONDS if detach else 0)

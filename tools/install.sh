@@ -30,7 +30,8 @@ site=$("$DESTDIR$home/bin/python" -c 'import sysconfig; print(sysconfig.get_path
 ln -sfn /usr/lib/python3/dist-packages/bcc "$site/bcc"
 # Not needed at run time.
 "$DESTDIR$home/bin/python" -m pip uninstall -q -y --disable-pip-version-check setuptools pip
-rm -rf "$DESTDIR$home/include" "$DESTDIR$home"/bin/activate* "$DESTDIR$home"/bin/Activate*
+rm -rf "$DESTDIR$home/include"
+find "$DESTDIR$home/bin" -mindepth 1 ! -name 'python*' ! -name lbd ! -name lbctl ! -name lb-api -delete
 if [ -n "$DESTDIR" ]; then
     grep -rlI --exclude-dir=__pycache__ -- "$DESTDIR$home" "$DESTDIR$home/bin" "$DESTDIR$home/pyvenv.cfg" |
         xargs -r sed -i "s|$DESTDIR$home|$home|g"

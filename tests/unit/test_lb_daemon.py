@@ -232,6 +232,17 @@ def test_path_taken_off_by_hand_is_put_back_and_told(lbd: Lbd, wire: Pair) -> No
     assert eventually(lambda: any(event["kind"] == "engine.lost" for event in lbd.call("events")))
 
 
+def test_stopped_while_it_starts(lbd: Lbd) -> None:
+    process = subprocess.Popen(lbd.command("--no-children"), stderr=subprocess.PIPE, text=True)
+    assert eventually((lbd.directory / "state").exists, seconds=30), "the lock is taken: it is about to start"
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    assert process.returncode in (0, -signal.SIGTERM)
+    lbd.start()
+    assert lbd.call("status")["state"] == "in_service"
+
+
 def test_second_daemon_is_refused(lbd: Lbd) -> None:
     lbd.start()
     second = lbd.run("--no-children")
