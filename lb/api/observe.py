@@ -3,6 +3,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -14,8 +15,28 @@ from lb.api.endpoint import Call
 from lb.api.exposition import exposition
 from lb.api.problems import ApiProblem
 
-# The mirror is one buffer with one reader, and costs the packet path a copy of every packet.
-_mirror = threading.Lock()
+# A capture is over this long after its own limit at the latest, whatever became of its client.
+MIRROR_GRACE_S = 5.0
+
+
+class Mirror:
+    """The mirrored packets are one buffer for one reader. Who holds it loses it at a deadline: a client may vanish
+    before its answer has begun, and nobody would give it back then."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def take(self, seconds: float) -> None:
+        """Raises ApiProblem(too_many) while another capture runs."""
+        if time.monotonic() < self._until:
+            raise ApiProblem("too_many", "a capture is running already", remedy="wait for it to end, or stop it")
+        self._until = time.monotonic() + seconds + MIRROR_GRACE_S
+
+    def give_back(self) -> None:
+        self._until = 0.0
+
+
+_mirror = Mirror()
 _explanation = asyncio.Lock()
 CAPTURE_MEDIA = "application/x-pcapng"
 
@@ -29,8 +50,7 @@ async def where(call: Call) -> Response:
 
 async def capture(call: Call) -> Response:
     names = await inventory.names(call.gateway)
-    if not _mirror.acquire(blocking=False):
-        raise ApiProblem("too_many", "a capture is running already", remedy="wait for it to end, or stop it")
+    _mirror.take(call.body.seconds)
     stop = threading.Event()
     try:
         pieces = call.gateway.datapath.capture(call.body, names, stop.is_set)
@@ -38,7 +58,7 @@ async def capture(call: Call) -> Response:
         first = await asyncio.to_thread(next, pieces)
         await call.gateway.record(call.identity, "capture", call.body.model_dump(), "started", 0.0)
     except BaseException:
-        _mirror.release()
+        _mirror.give_back()
         raise
     return StreamingResponse(_stream(first, pieces, stop), media_type=CAPTURE_MEDIA)
 
@@ -51,7 +71,7 @@ async def _stream(first: bytes, pieces: Iterator[bytes], stop: threading.Event) 
                 yield piece
     finally:
         stop.set()
-        _mirror.release()
+        _mirror.give_back()
 
 
 async def metrics(call: Call) -> Response:
