@@ -75,8 +75,9 @@ def stop_flooding(lab: Lab) -> None:
     for switch in switches:
         enter = ["nsenter", f"--net={namespaces.path_of(lab.namespace(switch))}"]
         shown = subprocess.run([*enter, "ip", "-j", "link", "show", "type", "bridge_slave"], capture_output=True)
-        for port in json.loads(shown.stdout or "[]"):
-            command = [*enter, "ip", "link", "set", port["ifname"], "type", "bridge_slave", "flood", "off"]
+        # Links of other kinds are listed as empty objects.
+        for name in [port["ifname"] for port in json.loads(shown.stdout or "[]") if "ifname" in port]:
+            command = [*enter, "ip", "link", "set", name, "type", "bridge_slave", "flood", "off"]
             subprocess.run(command, check=True)
 
 
