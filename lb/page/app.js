@@ -57,7 +57,7 @@ function connect(api) {
 /** Events that happened while nobody listened. */
 async function catchUp(api) {
   try {
-    views.events.add((await api.get('/v1/events?limit=10000')).slice(-EVENTS_ASKED));
+    views.events.add(await api.get(`/v1/events?limit=${EVENTS_ASKED}`));
   } catch {
     // the stream's own state tells that the gateway has trouble
   }

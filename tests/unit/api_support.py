@@ -169,7 +169,7 @@ class ControlDouble:
         ]  # fmt: skip
 
     def on_events(self, after: int, limit: int) -> list[dict[str, Any]]:
-        return [event for event in self.journal if event["id"] > after][:limit]
+        return [event for event in self.journal if event["id"] > after][:limit] if after else self.journal[-limit:]
 
     def on_metrics(self) -> list[dict[str, Any]]:
         return []

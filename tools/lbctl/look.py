@@ -288,7 +288,7 @@ def events(
     as_json: Json = False,
 ) -> None:
     """What happened in the cluster: who moved what, when, why. Kept across restarts."""
-    rows = client().get("/v1/events", limit=10_000)[-limit:]
+    rows = client().get("/v1/events", limit=limit)
     show(rows, EVENT_COLUMNS, as_json=as_json and not follow, empty="nothing happened yet")
     if follow:
         from tools.lbctl.live import follow_events
