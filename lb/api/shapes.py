@@ -308,9 +308,7 @@ class TopQuery(ConnectionFilter):
 
 
 class EventQuery(Query):
-    after: Annotated[int, Field(ge=0, le=1 << 62)] = Field(
-        0, description="the first with a greater id; 0: the newest"
-    )
+    after: Annotated[int, Field(ge=0, le=1 << 62)] = Field(0, description="the first with a greater id; 0: the newest")
     limit: Annotated[int, Field(ge=1, le=ROW_LIMIT_MAX)] = 100
 
 

@@ -62,6 +62,7 @@ def lbctl(
         (["conns", "--top", "backend"], ["web/b1", "2,500", "50.0%", "5,000 of 5,000 connections"]),
         (["events"], ["gw1 formed a group [first]", "root"]),
         (["config"], ["# version", "[[vip]]", 'address = "10.0.1.100/24"']),
+        (["metrics"], ["rainlb_up 1.0", "# TYPE rainlb_vip_owned gauge"]),
         (["counters", "--all"], ["sent_forwarded", "forwarded to a backend"]),
     ],
 )  # fmt: skip

@@ -296,6 +296,11 @@ def events(
         follow_events(as_json=as_json)
 
 
+def metrics() -> None:
+    """The gateway's metrics, as Prometheus scrapes them."""
+    typer.echo(client().get("/metrics"), nl=False)
+
+
 def config(as_json: Json = False) -> None:
     """The cluster-wide configuration in force, as the file `lbctl apply` takes."""
     found = client().get("/v1/config")

@@ -37,7 +37,7 @@ def options(
 
 
 LOOK = (look.status, look.nodes, look.vips, look.services, look.backends, look.conns, look.counters, look.where)
-LOOK_ON = (look.events, live.watch, live.top, look.config)
+LOOK_ON = (look.events, live.watch, live.top, look.config, look.metrics)
 CHANGE = (change.drain, change.undrain, change.weight, change.apply)
 TROUBLE = (support.doctor, support.capture, support.report, change.detach, local.page)
 
