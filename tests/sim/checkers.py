@@ -108,8 +108,7 @@ class Checkers:
             self._consistent_history(record.identity, view, identities)
             self._reserved_by_all(instance, view, identities, living)
         self._virtual_synchrony(record, view)
-        joined = {identity for identity in identities if identity[0] in view.joined}
-        self._excluded_leases(record, identities, joined, living, now)
+        self._excluded_leases(record, view, identities, living, now)
         if record.identity[0] in view.joined:
             # It starts over with the group's state; what it delivered before belongs to a history that is given up.
             record.seen.clear()
@@ -153,14 +152,16 @@ class Checkers:
             )
 
     def _excluded_leases(
-        self, record: Record, members: frozenset[Identity], joined: set[Identity], living: list[Instance], now: float
+        self, record: Record, view: View, members: frozenset[Identity], living: list[Instance], now: float
     ) -> None:
         """Whoever is excluded by a member of its own view has no lease any more."""
-        if not self.leases or record.view is None or record.identity not in members - joined:
+        if not self.leases or record.view is None or record.identity[0] in view.joined:
             return
         before = set(zip(record.view.members, record.view.incarnations, strict=True))
         for other in living:
-            trusting = other.node.view is not None and record.identity[0] in other.node.view.members
+            theirs = other.node.view
+            # A node that lags may come to a view the other has left behind: what counts is going on from its view.
+            trusting = theirs is not None and record.identity[0] in theirs.members and theirs.number < view.number
             if trusting and other.identity in before and other.identity not in members and not other.absent:
                 lease = self.record(other).lease
                 if lease > now:
