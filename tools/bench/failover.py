@@ -44,12 +44,16 @@ def _signal(kind: str) -> Callable[[Lab, str], None]:
     return lambda lab, node: faults.signal_daemon(lab, node, kind)
 
 
+def _start(lab: Lab, node: str) -> None:
+    lab.start_daemon(node)
+
+
 def _links(up: bool, *interfaces: str) -> Callable[[Lab, str], None]:
     return lambda lab, node: faults.set_links(lab, node, up, interfaces)
 
 
 FAULTS: dict[str, Fault] = {
-    "daemon-killed": (_signal("kill"), _signal("start")),
+    "daemon-killed": (_signal("kill"), _start),
     "daemon-stopped": (_signal("stop"), _signal("cont")),
     "host-dead": (_links(False), _links(True)),
     "outside-link": (_links(False, "eth0"), _links(True, "eth0")),
