@@ -154,15 +154,36 @@ INLINE u32 find_established(const struct settings *s, const struct plain_packet 
     return c->target;
 }
 
-// As is_settled_first and choose_target for the first choice of a service that keeps no memory of first packets.
-INLINE u32 find_first(const struct settings *s, const struct plain_packet *p, const struct flow_key *key)
+INLINE bool plain_destination(struct xdp_md *ctx, const struct plain_packet *p, struct endpoint *to)
 {
-    struct endpoint endpoint = {.port = key->destination_port, .protocol = key->protocol};
+    struct iphdr *ip4 = packet_at(ctx, ETHERNET_BYTES);
+    struct ipv6hdr *ip6 = packet_at(ctx, ETHERNET_BYTES);
+
+    to->port = ((const __be16 *)&p->ports)[1];
+    to->protocol = p->protocol;
+    to->pad = 0;
+    if (p->v6) {
+        if (PAST_END(ctx, ip6))
+            return false;
+        copy_address(to->address, (__be32 *)&ip6->daddr);
+        return !is_mapped((__be32 *)&ip6->saddr) && !is_mapped(to->address);
+    }
+    if (PAST_END(ctx, ip4))
+        return false;
+    set_mapped(to->address, ip4->daddr);
+    return true;
+}
+
+// As is_settled_first and choose_target for the first choice of a service that keeps no memory of first packets.
+INLINE u32 find_first(struct xdp_md *ctx, const struct plain_packet *p)
+{
+    struct endpoint endpoint;
     struct service *service;
     struct target *t;
     u32 *id, slot;
 
-    copy_address(endpoint.address, key->destination);
+    if (!plain_destination(ctx, p, &endpoint))
+        return NO_TARGET;
     id = services.lookup(&endpoint);
     service = id ? service_table.lookup(id) : 0;
     if (!service || service->scheduler != SCHEDULER_MAGLEV || !service->table_slots)
@@ -180,9 +201,9 @@ INLINE u32 find_slowly(struct xdp_md *ctx, const struct settings *s, const struc
 {
     struct flow_key key;
 
-    if (!plain_key(ctx, p, &key))
-        return NO_TARGET;
-    return p->first ? find_first(s, p, &key) : find_established(s, p, &key);
+    if (p->first)
+        return find_first(ctx, p);
+    return plain_key(ctx, p, &key) ? find_established(s, p, &key) : NO_TARGET;
 }
 
 INLINE u32 send_plain(struct xdp_md *ctx, const struct settings *s, const struct plain_packet *p, u32 id, int *verdict)

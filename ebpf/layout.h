@@ -14,6 +14,7 @@
 #define SERVICE_COUNT_MAX 4096
 #define TARGET_COUNT_MAX 16384
 #define NODE_COUNT_MAX 256
+#define INTERFACE_COUNT_MAX 256
 
 // Lookup tables: one array of lines per service, a line is one cache line of slots.
 #define TABLE_LINE_SLOTS 32
@@ -206,6 +207,14 @@ struct node_path {
     __u8 mac[6];
     __u8 source_mac[6];
     __u32 pad;
+};
+
+// The MAC address of an interface the path is attached to, at ifindex modulo INTERFACE_COUNT_MAX. Unicast frames for
+// another address are not ours: a switch that floods them, or a promiscuous port, shows them to every gateway.
+struct interface_mac {
+    __u32 ifindex;  // 0: not known, not checked
+    __u8 mac[6];
+    __u8 pad[2];
 };
 
 struct mac_key {

@@ -20,6 +20,7 @@ LAYOUT_VERSION = 1
 SERVICE_COUNT_MAX = 4096
 TARGET_COUNT_MAX = 16384
 NODE_COUNT_MAX = 256
+INTERFACE_COUNT_MAX = 256
 TABLE_LINE_SLOTS = 32
 TABLE_LINES = 2049
 TABLE_SLOTS_DEFAULT = 65537
@@ -194,6 +195,7 @@ ADDRESS_ENTRY = _dtype(("lease_until_ns", "u8"), ("flags", "u4"), ("pad", "u4"))
 NODE_ENTRY = _dtype(("address", *ADDRESS), ("flags", "u4"), ("pad", "u4"))
 NODE_PATH_KEY = _dtype(("ifindex", "u4"), ("node", "u4"))
 NODE_PATH = _dtype(("mac", "u1", (6,)), ("source_mac", "u1", (6,)), ("pad", "u4"))
+INTERFACE_MAC = _dtype(("ifindex", "u4"), ("mac", "u1", (6,)), ("pad", "u1", (2,)))
 MAC_KEY = _dtype(("mac", "u1", (6,)), ("pad", "u1", (2,)))
 TARGET_COUNTER = _dtype(("packets", "u8"), ("bytes", "u8"), ("opened", "u8"), ("closed", "u8"))
 SERVICE_COUNTER = _dtype(("opened", "u8"), ("refused", "u8"), ("steered", "u8"), ("round", "u8"))
@@ -237,6 +239,7 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "node_entry": NODE_ENTRY,
     "node_path_key": NODE_PATH_KEY,
     "node_path": NODE_PATH,
+    "interface_mac": INTERFACE_MAC,
     "mac_key": MAC_KEY,
     "target_counter": TARGET_COUNTER,
     "service_counter": SERVICE_COUNTER,
@@ -258,6 +261,7 @@ _PLAIN_CONSTANTS = {
         "SERVICE_COUNT_MAX",
         "TARGET_COUNT_MAX",
         "NODE_COUNT_MAX",
+        "INTERFACE_COUNT_MAX",
         "TABLE_LINE_SLOTS",
         "TABLE_LINES",
         "TABLE_SLOTS_DEFAULT",

@@ -12,10 +12,12 @@ Every refusal is a LoaderError with cause and remedy.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,12 +25,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+import numpy as np
+
 from ebpf import bytecode, layout, libbpf, maps, source
 from ebpf.maps import LayoutMismatchError, Maps
 
 COMPILE_TIMEOUT_S = 180
 DEFAULT_BPFFS = Path("/run/lb/bpf")
 ENTRY = "lb_entry"
+_SIOCGIFHWADDR = 0x8927
 _PROGRAMS = "programs-"  # a bpffs allows no dot in names
 
 
@@ -250,6 +255,7 @@ def attach(interface: str, node_directory: Path, mode: Mode = Mode.AUTO, *, disp
     if present.program and not displace and not _is_ours(present, node_directory):
         text = f"interface {interface} already runs XDP program {present.program} of somebody else"
         raise LoaderError("occupied", text, f"remove it (ip link set dev {interface} xdp off) or ask to displace it")
+    remember_mac(interface, node_directory)
     entry = libbpf.object_get(programs / ENTRY)
     try:
         if present.program and (mode is Mode.AUTO or mode is present.mode):
@@ -259,6 +265,20 @@ def attach(interface: str, node_directory: Path, mode: Mode = Mode.AUTO, *, disp
         return _attach_new(interface, ifindex, entry, mode)
     finally:
         os.close(entry)
+
+
+def remember_mac(interface: str, node_directory: Path) -> None:
+    """Tells the path the interface's own MAC address; call again when it changes. Loopback has none: not checked."""
+    entry = np.zeros((), layout.INTERFACE_MAC)
+    ifindex = _ifindex(interface)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        answer = fcntl.ioctl(probe, _SIOCGIFHWADDR, struct.pack("256s", interface.encode()[:15]))
+    mac = answer[18:24]
+    if any(mac):
+        entry["ifindex"], entry["mac"] = ifindex, np.frombuffer(mac, np.uint8)
+    table = maps.open_map(node_directory / "maps/interface_macs", "interface_macs", maps.SPECS["interface_macs"])
+    table.set(ifindex % layout.INTERFACE_COUNT_MAX, entry)
+    table.close()
 
 
 def _replace(interface: str, ifindex: int, entry: int, present: Attachment) -> Attachment:

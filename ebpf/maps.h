@@ -33,6 +33,7 @@ PINNED("hash", struct address_key, struct address_entry, addresses);
 PINNED("array", u32, u64, lease);
 PINNED("array", u32, struct node_entry, nodes);
 PINNED("hash", struct node_path_key, struct node_path, node_paths);
+PINNED("array", u32, struct interface_mac, interface_macs);
 PINNED("hash", struct mac_key, u32, peer_macs);
 PINNED("hash", struct address_key, u32, peer_addresses);
 PINNED("array", u32, struct target_load, target_load);

@@ -72,6 +72,9 @@ SPECS: Mapping[str, MapSpec] = {
     "lease": MapSpec(_ARRAY, _L.U32, _L.U64, 1, "until when this node may answer for the VIPs it holds, ns"),
     "nodes": MapSpec(_ARRAY, _L.U32, _L.NODE_ENTRY, _L.NODE_COUNT_MAX, "gateways of the cluster by node id"),
     "node_paths": MapSpec(_HASH, _L.NODE_PATH_KEY, _L.NODE_PATH, 4096, "interface and node to its MAC address there"),
+    "interface_macs": MapSpec(
+        _ARRAY, _L.U32, _L.INTERFACE_MAC, _L.INTERFACE_COUNT_MAX, "own MAC address by interface index modulo the size"
+    ),
     "peer_macs": MapSpec(_HASH, _L.MAC_KEY, _L.U32, 4096, "MAC address to the peer that has it"),
     "peer_addresses": MapSpec(_HASH, _L.ADDRESS_KEY, _L.U32, 1024, "tunnel source to the peer that has it"),
     "target_load": MapSpec(_ARRAY, _L.U32, _L.TARGET_LOAD, _L.TARGET_COUNT_MAX, "active connections, where counted"),

@@ -10,6 +10,7 @@
 #define REASONS(REASON)                                                                                                \
     REASON(NONE, note, "unused")                                                                                       \
     REASON(PASS_NOT_IP, pass, "neither IPv4 nor IPv6 nor ARP")                                                         \
+    REASON(PASS_OTHER_HOST, pass, "unicast frame for another MAC address, flooded by a switch")                        \
     REASON(PASS_NOT_OURS, pass, "no service matches")                                                                  \
     REASON(PASS_PROTOCOL, pass, "a protocol that is not balanced")                                                     \
     REASON(PASS_OWN_ADDRESS, pass, "to or from an address of the gateway itself")                                      \

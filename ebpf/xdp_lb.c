@@ -39,6 +39,18 @@ INLINE void begin_work(struct xdp_md *ctx, struct work *w, u16 flags)
     w->state = 0;
 }
 
+// True unless the frame is known to be for another host.
+INLINE bool is_for_us(struct xdp_md *ctx)
+{
+    u32 ifindex = ctx->ingress_ifindex, slot = ifindex & (INTERFACE_COUNT_MAX - 1);
+    struct interface_mac *own = interface_macs.lookup(&slot);
+    struct ethhdr *ethernet = packet_at(ctx, 0);
+
+    if (!own || own->ifindex != ifindex || PAST_END(ctx, ethernet) || (ethernet->h_dest[0] & 1))
+        return true;
+    return *(u32 *)ethernet->h_dest == *(u32 *)own->mac && *(u16 *)(ethernet->h_dest + 4) == *(u16 *)(own->mac + 4);
+}
+
 STEP(lb_entry)
 {
     struct settings *s = get_settings();
@@ -49,13 +61,15 @@ STEP(lb_entry)
 
     if (!s)
         return XDP_PASS;
-    way = take_short_way(ctx, s, &p, &id, &verdict);
+    way = is_for_us(ctx) ? take_short_way(ctx, s, &p, &id, &verdict) : GO_DROP;
     if (way == LEAVE)
         return verdict;
     w = get_work();
     if (!w)
         return XDP_PASS;
     begin_work(ctx, w, 0);
+    if (way == GO_DROP)
+        return leave(ctx, w, XDP_PASS, REASON_PASS_OTHER_HOST);
     if (way == GO_TRANSLATE && prepare_translation(ctx, w, &p, id) == GO_TRANSLATE)
         return go(ctx, w, STEP_TRANSLATE);
     begin_work(ctx, w, 0);

@@ -370,3 +370,20 @@ def test_the_short_way_of_steering_knows_a_peer_too(cluster: g.Gateway) -> None:
     counter = cluster.maps.service_counters.get(1)
     assert counter is not None
     assert int(counter["steered"].sum()) == 2
+
+
+def test_a_frame_flooded_for_another_gateway_is_not_handled(gateway: g.Gateway, namespace: dict[str, int]) -> None:
+    """A switch that lost a MAC address shows its frames to all: only their addressee forwards them."""
+    backend = g.Backend(1, "198.51.100.1", mac=g.backend_mac(1))
+    gateway.put_service(g.Service(1, VIP4, PORT, g.TCP, Method.DSR, [backend]))
+    entry = np.zeros((), layout.INTERFACE_MAC)
+    entry["ifindex"], entry["mac"] = namespace["outside"], g.mac_bytes(g.GATEWAY_MAC)
+    gateway.maps.interface_macs.set(namespace["outside"] % layout.INTERFACE_COUNT_MAX, entry)
+    ours, other = client(4, "A"), client(4, "A")
+    other.dst = PEER_MAC
+    for _ in range(2):
+        assert gateway.run(bytes(other), ifindex=namespace["outside"]) == (Verdict.PASS, bytes(other))
+        assert gateway.run(bytes(ours), ifindex=namespace["outside"])[0] == Verdict.REDIRECT
+    assert gateway.reason_count("PASS_OTHER_HOST") == 2
+    gateway.put_address(VIP4, AddressFlag.VIP)
+    assert gateway.run(arp(), ifindex=namespace["outside"])[0] == Verdict.DROP

@@ -199,6 +199,7 @@ def test_replacement_under_load_misses_no_packet(gateway: g.Gateway, veth: str) 
     """Every frame sent meanwhile is handled by the old version or the new one, and connections stay."""
     backend = g.Backend(1, "198.51.100.1", mac=g.backend_mac(1))
     gateway.put_service(g.Service(1, VIP4, PORT, g.TCP, Method.DSR, [backend]))
+    subprocess.run(["ip", "link", "set", veth, "address", g.GATEWAY_MAC], check=True)
     programs = {loader.attach(veth, gateway.directory, Mode.GENERIC).program}
     sender = Sender("plug-far", bytes(client(4, "A")))
     sender.start()

@@ -258,6 +258,7 @@ def run_live(bench: Bench, frames: int) -> list[Result]:
     interface, far = "bench0", "bench1"
     for command in (
         f"ip link add {interface} type veth peer name {far}",
+        f"ip link set {interface} address 02:00:00:00:00:01",
         f"ip link set {interface} up",
         f"ip link set {far} up",
     ):
