@@ -164,10 +164,10 @@ def _nft(lab: Lab, switch: str, text: str) -> None:
 
 def set_delay(lab: Lab, node: str, delay_ms: float, interfaces: Sequence[str] = ()) -> None:
     """Hold every frame of each direction for this time; 0 takes the delay away."""
-    for interface, switch, port in ports_of(lab, node, interfaces):
-        _remove_delay(lab, switch, interface, port)
+    for cable in ports_of(lab, node, interfaces):
+        _remove_delay(lab, node, cable)
         if delay_ms > 0:
-            _insert_delay(lab, switch, interface, port, delay_ms)
+            _insert_delay(lab, node, cable, delay_ms)
     remember(lab, f"delay {node} {delay_ms:g} ms {' '.join(interfaces)}".strip())
 
 
@@ -175,8 +175,9 @@ def _delay_key(switch: str, port: str) -> str:
     return f"{switch}/delay-{port}"
 
 
-def _insert_delay(lab: Lab, switch: str, interface: Interface, port: str, delay_ms: float) -> None:
-    lab.inside(switch, _splice, port, interface.segment.name)
+def _insert_delay(lab: Lab, node: str, cable: Port, delay_ms: float) -> None:
+    interface, switch, port = cable
+    lab.inside(switch, _splice, port, interface.segment.name, build.mac_address(node, interface.name))
     command = [sys.executable, "-m", "netlab.delay_link", port, _near(port), str(delay_ms)]
     process = lab.start_in_switch(_delay_key(switch, port), switch, command)
     eventually(lambda: _forwards(process), 5.0, f"forwarder on {port} runs")
@@ -198,22 +199,25 @@ def _far(port: str) -> str:
     return f"{port}.b"
 
 
-def _splice(port: str, bridge: str) -> None:
+def _splice(port: str, bridge: str, mac: str) -> None:
     with IPRoute() as ip:
         ip.link("add", ifname=_near(port), kind="veth", peer={"ifname": _far(port)}, mtu=build.SWITCH_MTU)
         ip.link("set", index=socket.if_nametoindex(_far(port)), mtu=build.SWITCH_MTU)
         ip.link("set", index=socket.if_nametoindex(port), master=0)
         ip.link("set", index=socket.if_nametoindex(_near(port)), state="up")
         ip.link("set", index=socket.if_nametoindex(_far(port)), master=socket.if_nametoindex(bridge), state="up")
+    build.know_stations({_far(port): mac})
 
 
-def _unsplice(port: str, bridge: str) -> None:
+def _unsplice(port: str, bridge: str, mac: str) -> None:
     with IPRoute() as ip:
         ip.link("del", index=socket.if_nametoindex(_near(port)))
         ip.link("set", index=socket.if_nametoindex(port), master=socket.if_nametoindex(bridge))
+    build.know_stations({port: mac})
 
 
-def _remove_delay(lab: Lab, switch: str, interface: Interface, port: str) -> None:
+def _remove_delay(lab: Lab, node: str, cable: Port) -> None:
+    interface, switch, port = cable
     key = _delay_key(switch, port)
     with state.changing(lab.name) as record:
         process = record.processes.pop(key, None)
@@ -221,7 +225,7 @@ def _remove_delay(lab: Lab, switch: str, interface: Interface, port: str) -> Non
         return
     namespaces.end([process])
     lab.forget(key)
-    lab.inside(switch, _unsplice, port, interface.segment.name)
+    lab.inside(switch, _unsplice, port, interface.segment.name, build.mac_address(node, interface.name))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -235,8 +239,9 @@ def heal(lab: Lab, nodes: Sequence[str] = ()) -> None:
     chosen = list(nodes) or [node.name for node in lab.topology.nodes]
     for name in chosen:
         node = lab.topology.node(name)
-        for interface, switch, port in ports_of(lab, name):
-            _remove_delay(lab, switch, interface, port)
+        for cable in ports_of(lab, name):
+            _remove_delay(lab, name, cable)
+            _, switch, port = cable
             _replace_table(lab, switch, f"{TABLE_PREFIX}loss_{port}", ())
         set_links(lab, name, up=True)
         lab.inside(name, _set_mtu, [(interface.name, interface.effective_mtu) for interface in node.interfaces])
