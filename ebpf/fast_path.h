@@ -199,11 +199,15 @@ INLINE u32 find_first(struct xdp_md *ctx, const struct plain_packet *p)
 
 INLINE u32 find_slowly(struct xdp_md *ctx, const struct settings *s, const struct plain_packet *p)
 {
+    struct endpoint to;
     struct flow_key key;
 
     if (p->first)
         return find_first(ctx, p);
-    return plain_key(ctx, p, &key) ? find_established(s, p, &key) : NO_TARGET;
+    // The small table first: traffic that is not ours must not pay for a look into the large one.
+    if (!plain_destination(ctx, p, &to) || !services.lookup(&to) || !plain_key(ctx, p, &key))
+        return NO_TARGET;
+    return find_established(s, p, &key);
 }
 
 INLINE u32 send_plain(struct xdp_md *ctx, const struct settings *s, const struct plain_packet *p, u32 id, int *verdict)
