@@ -53,13 +53,27 @@ INLINE int steer_by_tunnel(struct xdp_md *ctx, struct work *w, const struct sett
     return leave(ctx, w, send(ctx, &hop), REASON_SENT_STEERED_TUNNEL);
 }
 
+// Only where the flow's own packets alone make its connection known here: an entry that another direction made must
+// not be overlooked for a second.
+INLINE bool may_remember_steering(const struct work *w)
+{
+    u32 id = w->service;
+    struct service *service = service_table.lookup(&id);
+
+    if (!service || service->method != METHOD_LOCAL)
+        return false;
+    if (w->flags & (WORK_ICMP_ERROR | WORK_RETURN | WORK_ROUTED | WORK_FRAGMENT_LATER))
+        return false;
+    return !(w->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST));
+}
+
 INLINE int step_steer(struct xdp_md *ctx, struct work *w, const struct settings *s)
 {
     if (!put_peer(ctx, w->node))
         return steer_by_tunnel(ctx, w, s);
     if (!(w->flags & WORK_DRY)) {
         count_steered(w->service);
-        if (!(w->flags & WORK_ICMP_ERROR) && !(w->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)))
+        if (may_remember_steering(w))
             remember_flow(s, w->hash, w->node, RECENT_STEERED | w->service << RECENT_SERVICE_SHIFT);
     }
     return leave(ctx, w, XDP_TX, REASON_SENT_STEERED);
