@@ -56,7 +56,8 @@ def tokens(draw: st.DrawFn) -> Token:
         for node in draw(st.lists(u8, min_size=1, max_size=9, unique=True))
     ]
     token.next_position = token.stable = draw(st.integers(0, 2**50))
-    token.view_number, token.standing = draw(u32), draw(u32)
+    # A proposal takes the next number: at one view a second the last one is 136 years away.
+    token.view_number, token.standing = draw(st.integers(0, 2**32 - 2)), draw(u32)
     token.busy_until, token.quiet_until = draw(u64), draw(u64)
     token.farewells = draw(st.lists(st.builds(Farewell, epoch_ids, u64, u64), max_size=3))
     for payloads in draw(st.lists(st.lists(st.binary(max_size=20), min_size=1, max_size=5), max_size=4)):
