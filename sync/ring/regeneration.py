@@ -66,9 +66,7 @@ class Ring(Circulation):
         epoch: who has followed the other branch refuses this one, and the other way round.
         """
         self.trace(reason, peer)
-        self.passed = None
-        self.passed_acknowledged = True
-        self.hungry_until = inf
+        self._end_pass()
         self.states.on_token(TokenEvent.DELIVERY_FAILED)
         self._lost(now, {peer})
         self._fork({peer})
@@ -78,11 +76,18 @@ class Ring(Circulation):
     def regenerate(self, now: float, without: set[int]) -> None:
         """The 911 was granted."""
         self.trace(Reason.TOKEN_REGENERATED, 0)
+        self._end_pass()
         self.states.on_token(TokenEvent.GRANT)
         self._lost(now, without)
         self._fork(without)
         self.release(now)
         self.deliver()
+
+    def _end_pass(self) -> None:
+        """Whatever may still be heard of the last pass, a late refusal say, concerns a token that is history now."""
+        self.passed = None
+        self.passed_acknowledged = True
+        self.hungry_until = inf
 
     def _lost(self, now: float, peers: set[int]) -> None:
         """These could not be reached: remember it, and call them back soon in case it was a mistake."""
@@ -106,6 +111,7 @@ class Ring(Circulation):
     def alone(self, now: float) -> None:
         """Form a ring of one, with our own history if there is one."""
         self.trace(Reason.ALONE, 0)
+        self._end_pass()
         self.joining = False
         self.states.on_token(TokenEvent.ALONE)
         if self.token is None:
