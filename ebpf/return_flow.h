@@ -59,13 +59,19 @@ INLINE bool answers_routed(struct work *w)
     return known;
 }
 
-// While the gateways change their steering tables, an answer may be here before the connection it belongs to. To the
-// kernel it would look like routed traffic and reach the client untranslated, which would reset it.
+// While VIPs and steering tables move between gateways, an answer may be here before the connection it belongs to. To the
+// kernel it would look like routed traffic and reach the client untranslated, which would reset it; dropped, it is sent
+// again. A backend that opens a connection from the very port it serves on is not a thing that happens; one whose
+// service takes any port may well do so: there only the answer to a SYN is sure to be one.
 INLINE bool is_early(const struct settings *s, struct work *w)
 {
+    u8 handshake = w->tcp_flags & (TCP_SYN | TCP_ACK);
+
     if ((s->flags & (SETTING_STEERING | SETTING_ROUTED)) != (SETTING_STEERING | SETTING_ROUTED))
         return false;
-    if ((w->tcp_flags & (TCP_SYN | TCP_ACK)) != (TCP_SYN | TCP_ACK))
+    if (w->protocol != IPPROTO_TCP || handshake == TCP_SYN || (w->flags & (WORK_FRAGMENT_LATER | WORK_ICMP_ERROR)))
+        return false;
+    if (handshake != (TCP_SYN | TCP_ACK) && !backend_at(w, w->key.source, w->key.source_port))
         return false;
     return !answers_routed(w);
 }

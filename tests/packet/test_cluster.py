@@ -328,11 +328,12 @@ def backend_answer(port: int, flags: str = "SA") -> Packet:
     return Ether(src=g.backend_mac(1), dst=g.GATEWAY_MAC) / back
 
 
-def test_an_answer_ahead_of_its_connection_waits_for_it(cluster: g.Gateway) -> None:
+@pytest.mark.parametrize("flags", ["SA", "A", "PA", "FA", "RA"])
+def test_an_answer_ahead_of_its_connection_waits_for_it(cluster: g.Gateway, flags: str) -> None:
     """Untranslated it would make the client reset; dropped, it comes again."""
     routed_cluster(cluster)
     steer_all_to(cluster, g.NODE)
-    assert cluster.run(bytes(backend_answer(2000)))[0] == Verdict.DROP
+    assert cluster.run(bytes(backend_answer(2000, flags)))[0] == Verdict.DROP
     assert cluster.reasons() == {"DROP_ANSWER_EARLY": 1}
     cluster.run(bytes(link() / network(4) / TCP(sport=2000, dport=81, flags="S")))
     _, out = cluster.run(bytes(backend_answer(2000)))

@@ -580,11 +580,14 @@ class Walk:
         return found
 
     def is_early(self) -> bool:
-        """The answer to a SYN that is neither a service's nor routed, as far as is known here."""
+        """An answer from a port that `nat` serves on (from any port: to a SYN), of no connection known here."""
         p, memory = self.packet, self.memory
         if not self.has(Setting.STEERING) or not self.has(Setting.ROUTED):
             return False
-        if p.tcp_flags & (SYN | ACK) != SYN | ACK:
+        handshake = p.tcp_flags & (SYN | ACK)
+        if p.protocol != TCP or handshake == SYN or p.later_fragment or self.error:
+            return False
+        if handshake != SYN | ACK and (p.source, p.source_port, p.protocol) not in self.path.nat:
             return False
         ends = sorted([(p.source, p.source_port), (p.destination, p.destination_port)])
         key = (ends[0][0], ends[1][0], ends[0][1], ends[1][1], p.protocol)
