@@ -153,12 +153,12 @@ def checked(make_lab: LabMaker) -> Lab:
 
 
 def kill_web_server(lab: Lab, backend: str) -> None:
-    """The whole server at once: master and workers."""
+    """The whole server at once: master and workers, found before any is killed (orphans have another parent)."""
     namespace = [namespaces.full_name(lab.name, backend)]
     master = lab.process(f"{backend}/nginx")
-    for process in namespaces.processes_inside(namespace):
-        if process == master or process.parent() == master.pid:
-            process.signal(signal.SIGKILL)
+    inside = namespaces.processes_inside(namespace)
+    for process in [each for each in inside if each == master or each.parent() == master.pid]:
+        process.signal(signal.SIGKILL)
 
 
 def test_a_dead_backend_is_left_out_and_comes_back(checked: Lab) -> None:
