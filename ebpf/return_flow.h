@@ -60,9 +60,9 @@ INLINE bool answers_routed(struct work *w)
 }
 
 // While VIPs and steering tables move between gateways, an answer may be here before the connection it belongs to. To the
-// kernel it would look like routed traffic and reach the client untranslated, which would reset it; dropped, it is sent
-// again. A backend that opens a connection from the very port it serves on is not a thing that happens; one whose
-// service takes any port may well do so: there only the answer to a SYN is sure to be one.
+// kernel it would look like routed traffic and reach the client untranslated, which would reset it. A backend that opens
+// a connection from the very port it serves on is not a thing that happens; one whose service takes any port may well do
+// so: there only the answer to a SYN is sure to be one.
 INLINE bool is_early(const struct settings *s, struct work *w)
 {
     u8 handshake = w->tcp_flags & (TCP_SYN | TCP_ACK);
@@ -74,6 +74,32 @@ INLINE bool is_early(const struct settings *s, struct work *w)
     if (handshake != (TCP_SYN | TCP_ACK) && !backend_at(w, w->key.source, w->key.source_port))
         return false;
     return !answers_routed(w);
+}
+
+// The connection was made through another gateway that did not come to tell of it (it died, or its record is still under
+// way). Where only one service has a backend at this endpoint the answer itself says which connection it is.
+INLINE u32 adopt_answer(const struct settings *s, struct work *w)
+{
+    u32 id = backend_at(w, w->key.source, w->key.source_port), service_id;
+    struct target *t = id ? targets.lookup(&id) : 0;
+    struct service *service;
+
+    if (!t || t->nat_next)
+        return GO_DROP;
+    service_id = t->service;
+    service = service_table.lookup(&service_id);
+    if (!service || service->method != METHOD_NAT)
+        return GO_DROP;
+    w->service = service_id;
+    w->target = id;
+    w->owner = s->node;
+    set_client_key(w, service, t);
+    // The client's port has gone on to another backend: this one is late.
+    if (connections.lookup(&w->connection) || half_open.lookup(&w->connection))
+        return GO_DROP;
+    if (!(w->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)))
+        establish(s, w, service);
+    return GO_ON;
 }
 
 // LEAVE: nothing known of such a connection.
@@ -111,6 +137,6 @@ INLINE u32 return_flow(const struct settings *s, struct work *w)
     if (service)
         w->flags |= WORK_MAYBE_ANSWER;
     if (service && is_early(s, w))
-        return GO_DROP;
+        return adopt_answer(s, w);
     return LEAVE;
 }

@@ -329,15 +329,23 @@ def backend_answer(port: int, flags: str = "SA") -> Packet:
 
 
 @pytest.mark.parametrize("flags", ["SA", "A", "PA", "FA", "RA"])
-def test_an_answer_ahead_of_its_connection_waits_for_it(cluster: g.Gateway, flags: str) -> None:
-    """Untranslated it would make the client reset; dropped, it comes again."""
+def test_an_answer_of_an_unknown_connection_says_itself_which_it_is(cluster: g.Gateway, flags: str) -> None:
+    """Made through a gateway that died before it could tell: untranslated the answer would make the client reset."""
     routed_cluster(cluster)
     steer_all_to(cluster, g.NODE)
-    assert cluster.run(bytes(backend_answer(2000, flags)))[0] == Verdict.DROP
+    _, out = cluster.run(bytes(backend_answer(2000, flags)))
+    assert (Ether(out)[IP].src, Ether(out)[TCP].sport) == (VIP4, 81)
+    key = layout.flow_key(CLIENT4, 2000, VIP4, 81, g.TCP)
+    assert (cluster.connection(key) is not None) == (flags in ("A", "PA"))
+
+
+def test_a_late_answer_of_another_backend_is_dropped(cluster: g.Gateway) -> None:
+    """The client's port has gone on to another connection."""
+    routed_cluster(cluster)
+    steer_all_to(cluster, g.NODE)
+    cluster.put_connection(layout.flow_key(CLIENT4, 2000, VIP4, 81, g.TCP), 3, 2)
+    assert cluster.run(bytes(backend_answer(2000, "A")))[0] == Verdict.DROP
     assert cluster.reasons() == {"DROP_ANSWER_EARLY": 1}
-    cluster.run(bytes(link() / network(4) / TCP(sport=2000, dport=81, flags="S")))
-    _, out = cluster.run(bytes(backend_answer(2000)))
-    assert Ether(out)[IP].src == VIP4
 
 
 def test_direct_connections_to_a_backend_meet_on_one_node_and_stay_untranslated(cluster: g.Gateway) -> None:

@@ -612,9 +612,22 @@ class Walk:
             node = self.steering_node(p.destination, p.destination_port)
             if self.belongs_elsewhere(node):
                 return self.steer(node)
-        if service is not None and self.is_early():
+        return self.adopt_answer() if service is not None and self.is_early() else None
+
+    def adopt_answer(self) -> tuple[Service, Target] | Result:
+        """An answer of a connection nobody has told of: it says itself which it is, if one service alone has it."""
+        p = self.packet
+        target = self.world.targets.get(self.path.nat.get((p.source, p.source_port, p.protocol), 0))
+        if target is None or target.nat_next:
             return self.leave("DROP", "DROP_ANSWER_EARLY")
-        return None
+        service = self.world.services[self.world.service_of_target[target.id]]
+        ends = p.destination, service.address
+        self.connection = (*ends, p.destination_port, service.port or p.source_port, p.protocol)
+        if self.connection in self.memory.connections or self.connection in self.memory.half_open:
+            return self.leave("DROP", "DROP_ANSWER_EARLY")  # the client's port has gone on to another backend
+        if not p.tcp_flags & (SYN | FIN | RST):
+            self.establish(service, target.id)
+        return service, target
 
     def known_answer(self, service: Service, candidate: int, key: Key) -> bool:
         entry = self.memory.connections.get(key)
