@@ -336,9 +336,14 @@ def read_state(maps: Maps) -> State:
 
 def read_held(maps: Maps) -> frozenset[str]:
     """The VIPs this gateway answers for as the maps are now."""
+    return read_addresses(maps, AddressFlag.HELD)
+
+
+def read_addresses(maps: Maps, flag: AddressFlag) -> frozenset[str]:
+    """The addresses that carry `flag` in the maps."""
     keys, entries = maps.addresses.dump()
-    held = (entries["flags"] & int(AddressFlag.HELD)) != 0
-    return frozenset(str(layout.unpack_address(address)) for address in keys["address"][held])
+    marked = (entries["flags"] & int(flag)) != 0
+    return frozenset(str(layout.unpack_address(address)) for address in keys["address"][marked])
 
 
 def _read_hash(source: Map) -> dict[bytes, int]:

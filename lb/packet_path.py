@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ebpf import libbpf, loader
+from ebpf.layout import AddressFlag
 from ebpf.maps import LayoutMismatchError, Maps, MapsMissingError
 from lb.config import NodeConfig
 from lb.netlink import Netlink
-from lb.packet_engine import read_held
+from lb.packet_engine import read_addresses
 
 PROGRAM_STAMP = "program.digest"
 
@@ -55,13 +56,16 @@ def release_held(node: NodeConfig) -> list[str]:
         maps = Maps.open(node.pins / "maps")
     except (MapsMissingError, LayoutMismatchError):
         return []
-    held = read_held(maps)
+    # Every VIP, not only those marked as held: a daemon may have ended between the address and the mark.
+    vips = read_addresses(maps, AddressFlag.VIP)
     maps.close()
+    released = []
     with Netlink() as netlink:
         for address in netlink.addresses():
-            if str(address.interface.ip) in held:
+            if str(address.interface.ip) in vips:
                 netlink.delete_address(address.index, address.interface)
-    return sorted(held)
+                released.append(str(address.interface.ip))
+    return sorted(released)
 
 
 def source_digest() -> str:
