@@ -309,6 +309,8 @@ def test_an_interrupted_up_leaves_nothing(lab_name: str, number: int) -> None:
             [LAB_COMMAND, "up", lab_name, "--topology", "four-gateways-dual-link", "--no-daemons"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            # A test run in the background of a shell hands down an ignored SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         eventually(lambda: namespaces.existing(lab_name) or child.poll() is not None, 10)  # noqa: B023
         child.send_signal(number)
