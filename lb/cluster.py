@@ -382,7 +382,8 @@ class Cluster:
 
     def _put_steering(self, wanted: Peering) -> None:
         self._steering.write(wanted)
-        self.daemon.engine.set_setting(Setting.STEERING, bool(wanted.sharing) and wanted.sharing != (self.node,))
+        # Alone as well: answers of connections made through a gateway that is gone are then known for what they are.
+        self.daemon.engine.set_setting(Setting.STEERING, bool(wanted.sharing))
         self._steering.prepare(wanted)
 
     # --- this node ---------------------------------------------------------------------------------------------------
