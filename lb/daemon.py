@@ -17,24 +17,25 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from lb import __version__, methods, validate
+from lb import __version__, methods
 from lb.children import Child
-from lb.config import NodeConfig
+from lb.configuration import validate
+from lb.configuration.model import ClusterConfig, IpAddress
+from lb.configuration.node import NodeConfig
+from lb.configuration.store import ConfigStore, FileStore
 from lb.control import Caller, ControlServer
-from lb.engine_driver import EngineDriver
-from lb.engine_plan import Health, Hop
+from lb.engine.driver import EngineDriver
+from lb.engine.neighbours import Neighbours
+from lb.engine.packet_engine import PacketEngine
+from lb.engine.packet_path import Attached, attach_path, detach_path, open_path
+from lb.engine.plan import Health, Hop
 from lb.events import Event, Journal, to_plain
 from lb.health.board import Condition, HealthBoard
 from lb.maintenance import LoopLag, PathWatch, Sweeps
 from lb.metrics import Registry
-from lb.model import ClusterConfig, IpAddress
-from lb.neighbours import Neighbours
+from lb.network.own_addresses import OwnAddresses
 from lb.notify import Notifier
-from lb.own_addresses import OwnAddresses
-from lb.packet_engine import PacketEngine
-from lb.packet_path import Attached, attach_path, detach_path, open_path
 from lb.single_node import SingleNode
-from lb.store import ConfigStore, FileStore
 
 JOURNAL_NAME = "events.jsonl"
 JOURNAL_WRITE_SECONDS = 1.0
@@ -146,7 +147,7 @@ class Daemon:
         if self.node.ring is None:
             return SingleNode(self)
         # The ring's libraries are for gateways that have one.
-        from lb.cluster import Cluster
+        from lb.cluster.gateway import Cluster
 
         return Cluster(self)
 

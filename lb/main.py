@@ -19,12 +19,13 @@ import uvloop
 
 from ebpf.loader import LoaderError
 from ebpf.maps import LayoutMismatchError
-from lb import __version__, validate
-from lb.config import ConfigError, NodeConfig
+from lb import __version__
+from lb.configuration import validate
+from lb.configuration.node import ConfigError, NodeConfig
 from lb.control import ControlError
 from lb.daemon import AlreadyRunning, Daemon
-from lb.packet_engine import EngineError
-from lb.packet_path import detach_path, release_held
+from lb.engine.packet_engine import EngineError
+from lb.engine.packet_path import detach_path, release_held
 from lb.workers import spawn_with_fork, worker_pool
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2

@@ -8,10 +8,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ebpf.loader import LoaderError
+from lb.engine.packet_path import attach_path, lost_interfaces
+from lb.engine.sweeper import Census, corrected_loads, sweep
 from lb.events import Event
 from lb.metrics import Registry
-from lb.packet_path import attach_path, lost_interfaces
-from lb.sweeper import Census, corrected_loads, sweep
 
 if TYPE_CHECKING:
     from lb.daemon import Daemon

@@ -8,16 +8,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lb import __version__, validate
-from lb.config import ConfigError
+from lb import __version__
+from lb.configuration import validate
+from lb.configuration.change import Change, IdentitiesExhausted, diff
+from lb.configuration.document import document, toml_text
+from lb.configuration.model import Backend, ClusterConfig, Service
+from lb.configuration.node import ConfigError
+from lb.configuration.store import VersionConflict
 from lb.control import Caller, ControlError
-from lb.document import document, toml_text
+from lb.engine.packet_engine import EngineError
 from lb.events import Event
 from lb.events import to_plain as event_to_plain
-from lb.model import Backend, ClusterConfig, Service
-from lb.model_change import Change, IdentitiesExhausted, diff
-from lb.packet_engine import EngineError
-from lb.store import VersionConflict
 
 if TYPE_CHECKING:
     from lb.daemon import Daemon

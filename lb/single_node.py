@@ -7,12 +7,12 @@ import time
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import TYPE_CHECKING, Any
 
-from lb.announce import Announcer, Claim
+from lb.configuration.model import EMPTY, ClusterConfig, Vip
 from lb.control import Caller, ControlError
+from lb.engine.packet_engine import FOREVER_NS
 from lb.events import Event
-from lb.model import EMPTY, ClusterConfig, Vip
-from lb.netlink import Link, Netlink, NetlinkError
-from lb.packet_engine import FOREVER_NS
+from lb.network.announce import Announcer, Claim
+from lb.network.netlink import Link, Netlink, NetlinkError
 
 if TYPE_CHECKING:
     from lb.daemon import Daemon

@@ -13,7 +13,7 @@ import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from lb.config import NodeConfig
+from lb.configuration.node import NodeConfig
 
 _AUTOMATIC_PRIORITY = 1
 START_SECONDS_MAX = 30

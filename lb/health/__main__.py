@@ -16,9 +16,9 @@ from typing import Any
 
 from lb.api.control_client import ControlClient
 from lb.api.problems import ApiProblem
+from lb.configuration.model import HealthCheck, from_plain
 from lb.health.checks import Target
 from lb.health.scheduler import Finding, Scheduler
-from lb.model import HealthCheck, from_plain
 
 REPORT_DELAY_S = 0.02
 RETRY_S = 0.5

@@ -19,8 +19,8 @@ from typing import Any
 
 import msgpack
 
+from lb.configuration.model import Backend, ClusterConfig, Service, to_plain
 from lb.health.agreement import Report, checkers, slow_start_weight, verdict
-from lb.model import Backend, ClusterConfig, Service, to_plain
 
 REPORT_PREFIX = "health/"
 SLOW_START_PREFIX = "slow-start/"

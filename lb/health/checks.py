@@ -10,8 +10,8 @@ from typing import Any
 
 import h11
 
-from lb.model import HealthCheck
-from lb.probes import Outcome, ping, reset_on_close, script, tcp
+from lb.configuration.model import HealthCheck
+from lb.health.probes import Outcome, ping, reset_on_close, script, tcp
 
 BODY_BYTES_MAX = 64 << 10
 DATAGRAM_BYTES_MAX = 4096

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lb.health.checks import CHECKS, Target
-from lb.probes import Judge, Outcome, bounded
+from lb.health.probes import Judge, Outcome, bounded
 
 UNDER_WAY_MAX = 256
 JITTER = 0.1

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lb import schema
-from lb.model import ClusterConfig, from_plain, pack, to_plain, unpack
+from lb.configuration import schema
+from lb.configuration.model import ClusterConfig, from_plain, pack, to_plain, unpack
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 ODD_VALUES = (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ebpf import libbpf
 from ebpf.maps import Maps
-from lb.config import Engine, Interface, Node, NodeConfig
-from lb.packet_path import open_path
+from lb.configuration.node import Engine, Interface, Node, NodeConfig
+from lb.engine.packet_path import open_path
 
 SMALL = Engine(connections_max=65536, half_open_max=4096, sweep_interval_ms=200)
 

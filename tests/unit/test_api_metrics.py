@@ -20,7 +20,11 @@ from tests.unit.api_support import ROOT, RunningApi, running_api
 RULES = ROOT / "docs" / "alerts" / "rainlb.rules.yml"
 DASHBOARD = ROOT / "docs" / "grafana" / "rainlb.json"
 # lbd's own metrics, which the control double does not count: where they are registered.
-OF_LBD = {"loop_lag_seconds": "lb/maintenance.py", "ring_total": "lb/cluster.py", "replication_total": "lb/cluster.py"}
+OF_LBD = {
+    "loop_lag_seconds": "lb/maintenance.py",
+    "ring_total": "lb/cluster/gateway.py",
+    "replication_total": "lb/cluster/gateway.py",
+}
 
 
 @pytest.fixture(scope="module")

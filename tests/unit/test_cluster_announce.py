@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.announce import Claim, announcement, probe, read_claim
+from lb.network.announce import Claim, announcement, probe, read_claim
 from tests.unit.cluster_namespaces import pair, run
 
 MAC = bytes.fromhex("020000000005")
@@ -60,8 +60,8 @@ def test_no_frame_makes_the_reader_fail(data: bytes, kind: bytes) -> None:
 
 LISTEN = """
 import asyncio, json, sys
-from lb.announce import Announcer
-from lb.netlink import Netlink
+from lb.network.announce import Announcer
+from lb.network.netlink import Netlink
 
 async def main():
     with Netlink() as kernel:
@@ -85,7 +85,7 @@ asyncio.run(main())
 SEND = """
 import sys
 from ipaddress import ip_address
-from lb.announce import Segment, announcement
+from lb.network.announce import Segment, announcement
 segment = Segment("wire", bytes.fromhex("02000000beef"))
 for address in sys.argv[1:] or ("10.9.0.77", "fd09::77", "10.9.0.100", "fd09::100"):
     segment.send(announcement(segment.mac, ip_address(address)))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ebpf import layout
 from ebpf.layout import CONNECTION, FLOW_KEY, RECORD, RecordKind, Replicate, State, flow_key
-from lb.connection_records import (
+from lb.connections.records import (
     Digest,
     Records,
     RecordsError,

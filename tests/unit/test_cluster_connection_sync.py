@@ -12,9 +12,9 @@ import pytest
 from ebpf.layout import Replicate, State
 from ebpf.maps import Map
 from ebpf.ring_buffer import RingBuffer
-from lb import connection_sync
-from lb.connection_records import Digest, pack_records, unpack_records
-from lb.connection_sync import RECORDS_PER_MESSAGE_MAX, RecordReceiver, RecordSender
+from lb.connections import exchange as connection_sync
+from lb.connections.exchange import RECORDS_PER_MESSAGE_MAX, RecordReceiver, RecordSender
+from lb.connections.records import Digest, pack_records, unpack_records
 from tests.unit.test_cluster_connection_records import some_records
 from tools.bench.record_source import RecordSource, new_map, some_record
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpf.layout import State
-from lb import connection_transfer
-from lb.connection_records import Digest, Records, RecordsError, bucket_of, hash_keys, to_entries
-from lb.connection_transfer import Giver, Kind, Known, Scope, Taker, TransferError, read_message
+from lb.connections import transfer as connection_transfer
+from lb.connections.records import Digest, Records, RecordsError, bucket_of, hash_keys, to_entries
+from lb.connections.transfer import Giver, Kind, Known, Scope, Taker, TransferError, read_message
 from tests.unit.test_cluster_connection_records import some_records
 from tools.bench.record_source import new_map
 

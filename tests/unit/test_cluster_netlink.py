@@ -7,13 +7,13 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb import netlink
+from lb.network import netlink
 from tests.unit.cluster_namespaces import pair
 
 CODE = """
 import json, time
 from ipaddress import ip_address, ip_interface
-from lb.netlink import Address, Link, Monitor, Neighbour, Netlink, NetlinkError
+from lb.network.netlink import Address, Link, Monitor, Neighbour, Netlink, NetlinkError
 
 with Netlink() as kernel:
     wire = next(link for link in kernel.links() if link.name == "wire")

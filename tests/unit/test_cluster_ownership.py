@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lb.ownership import (
+from lb.cluster.ownership import (
     NOBODY,
     Cluster,
     Holding,
@@ -25,7 +25,7 @@ from lb.ownership import (
     transfer,
     unpack,
 )
-from lb.placement import Policy, Standing, Wish
+from lb.cluster.placement import Policy, Standing, Wish
 
 ADDRESSES = ("10.0.1.100", "10.0.1.101", "10.0.2.100")
 WISHES = tuple(Wish(address, "lan") for address in ADDRESSES)

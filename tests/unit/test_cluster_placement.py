@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.placement import Move, Policy, Reason, Seat, Standing, Wish, plan
+from lb.cluster.placement import Move, Policy, Reason, Seat, Standing, Wish, plan
 
 LAN = frozenset({"lan"})
 BOTH = frozenset({"lan", "wan"})

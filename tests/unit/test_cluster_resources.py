@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.config import Resource
-from lb.resources import Judge, Resources, ResourceState, try_once
+from lb.cluster.resources import Judge, Resources, ResourceState, try_once
+from lb.configuration.node import Resource
 from tests.unit.cluster_namespaces import pair, run
 
 
@@ -110,8 +110,8 @@ async def test_script_says_why_and_takes_its_children_along(tmp_path: Path) -> N
 
 IN_NAMESPACE = """
 import asyncio, json, sys
-from lb.config import Resource
-from lb.resources import Resources, try_once
+from lb.configuration.node import Resource
+from lb.cluster.resources import Resources, try_once
 
 async def main():
     seen = {}

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lb.cluster.shared_config import SharedStore, decode, encode
+from lb.configuration.model import ClusterConfig, Vip
+from lb.configuration.store import FILE_NAME, VersionConflict, load, save
 from lb.control import Caller
-from lb.model import ClusterConfig, Vip
-from lb.shared_config import SharedStore, decode, encode
-from lb.store import FILE_NAME, VersionConflict, load, save
 from sync.config import RingConfig
 from sync.driver import Ring, peer_paths
 

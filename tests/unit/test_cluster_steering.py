@@ -9,9 +9,9 @@ import pytest
 from ebpf import layout
 from ebpf.layout import SLOT_MOVED, SLOT_TARGET_MASK, NodeFlag
 from ebpf.maps import SPECS, Maps
-from lb.ownership import Cluster, NodeFacts
-from lb.placement import Standing
-from lb.steering import LocalLink, SteeringWriter, peering, shares, steering_slots
+from lb.cluster.ownership import Cluster, NodeFacts
+from lb.cluster.placement import Standing
+from lb.cluster.steering import LocalLink, SteeringWriter, peering, shares, steering_slots
 from tools.bench.record_source import new_map
 
 

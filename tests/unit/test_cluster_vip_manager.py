@@ -7,11 +7,11 @@ from tests.unit.cluster_namespaces import pair, run
 
 PRELUDE = """
 import asyncio, json
-from lb.config import Interface, Node, NodeConfig
-from lb.links import LinkWatch
-from lb.model import ClusterConfig, Vip
-from lb.netlink import Netlink
-from lb.vip_manager import VipManager
+from lb.configuration.node import Interface, Node, NodeConfig
+from lb.network.links import LinkWatch
+from lb.configuration.model import ClusterConfig, Vip
+from lb.network.netlink import Netlink
+from lb.cluster.vip_manager import VipManager
 
 NODE = NodeConfig("test", Node("gw1", 1), (Interface("wire", "lan"),))
 CONFIG = ClusterConfig(vips=(Vip("10.9.0.100/24", "lan"), Vip("fd09::100/64", "lan"), Vip("10.8.0.1/24", "dmz")))
@@ -102,7 +102,7 @@ asyncio.run(main())
 CLAIM = """
 import time
 from ipaddress import ip_address
-from lb.announce import Segment, announcement
+from lb.network.announce import Segment, announcement
 for _ in range(3):
     for mac in ("020000000001", "02000000beef"):
         segment = Segment("wire", bytes.fromhex(mac))

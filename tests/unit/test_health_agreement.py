@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lb.configuration.model import Backend, ClusterConfig, HealthCheck, Service
 from lb.health.agreement import CHECKERS_PER_BACKEND, Report, checkers, slow_start_weight, verdict
 from lb.health.board import FULL, HealthBoard
-from lb.model import Backend, ClusterConfig, HealthCheck, Service
 
 UP, DOWN = Report(True, "status 200", 1.0), Report(False, "refused", 1.0)
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from lb.configuration.model import HealthCheck, HealthKind
 from lb.health.checks import CHECKS, Target, dns_query, judge_dns
+from lb.health.probes import Outcome, bounded
 from lb.health.scheduler import Finding, Scheduler
-from lb.model import HealthCheck, HealthKind
-from lb.probes import Outcome, bounded
 
 SO_RCVBUFFORCE = 33
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lb import backend_table
-from lb.backend_table import NO_TARGET, SLOT_COUNT, Choice, maglev, round_robin
+from lb.engine import backend_table
+from lb.engine.backend_table import NO_TARGET, SLOT_COUNT, Choice, maglev, round_robin
 
 SMALL = 251
 

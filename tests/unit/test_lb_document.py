@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.document import document, toml_text
-from lb.model import EMPTY
-from lb.model_change import succeed
-from lb.schema import parse
+from lb.configuration.change import succeed
+from lb.configuration.document import document, toml_text
+from lb.configuration.model import EMPTY
+from lb.configuration.schema import parse
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from ebpf.maps import Maps
-from lb import engine_driver, packet_engine
-from lb.engine_driver import EngineDriver
-from lb.engine_plan import Health
-from lb.model import EMPTY, Backend, ClusterConfig, Service, Vip
-from lb.model_change import succeed
-from lb.packet_engine import EngineError, PacketEngine
+from lb.configuration.change import succeed
+from lb.configuration.model import EMPTY, Backend, ClusterConfig, Service, Vip
+from lb.engine import driver as engine_driver
+from lb.engine import packet_engine
+from lb.engine.driver import EngineDriver
+from lb.engine.packet_engine import EngineError, PacketEngine
+from lb.engine.plan import Health
 from tests.unit.lb_paths import node_config, opened_maps
 
 BACKENDS = tuple(Backend(f"b{n}", f"10.0.2.{n}") for n in (1, 2))

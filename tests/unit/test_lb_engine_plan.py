@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ebpf import layout
 from ebpf.layout import SLOT_MOVED, SLOT_TARGET_MASK, ServiceFlag, Setting, TargetFlag
-from lb.engine_plan import (
+from lb.configuration.model import Backend, ClusterConfig, Routed, Service, Vip
+from lb.engine.plan import (
     DeleteEntries,
     Facts,
     Health,
@@ -26,7 +27,6 @@ from lb.engine_plan import (
     marked,
     plan,
 )
-from lb.model import Backend, ClusterConfig, Routed, Service, Vip
 
 VIP = Vip("10.0.1.100/24", "outside")
 HOP = Hop(7, b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x02", 1500)

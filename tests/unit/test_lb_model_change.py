@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lb import model_change
-from lb.model import EMPTY, Backend, ClusterConfig, Policy, Routed, Service, Vip
-from lb.model_change import IdentitiesExhausted, diff, succeed
+from lb.configuration import change as model_change
+from lb.configuration.change import IdentitiesExhausted, diff, succeed
+from lb.configuration.model import EMPTY, Backend, ClusterConfig, Policy, Routed, Service, Vip
 
 
 def config(*services: Service) -> ClusterConfig:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lb.engine_plan import Hop
-from lb.model import Backend, ClusterConfig, Service
-from lb.neighbours import Want, resolve, wants
-from lb.netlink import NUD_FAILED, NUD_REACHABLE, NUD_STALE, Link, Neighbour, Route
+from lb.configuration.model import Backend, ClusterConfig, Service
+from lb.engine.neighbours import Want, resolve, wants
+from lb.engine.plan import Hop
+from lb.network.netlink import NUD_FAILED, NUD_REACHABLE, NUD_STALE, Link, Neighbour, Route
 from tests.unit.cluster_namespaces import Pair
 from tests.unit.cluster_namespaces import pair as wired_pair
 
@@ -85,8 +85,8 @@ def pair() -> Iterator[Pair]:
 
 FOLLOW = """
 import asyncio, ipaddress, subprocess
-from lb.model import Backend, ClusterConfig, Service
-from lb.neighbours import Neighbours
+from lb.configuration.model import Backend, ClusterConfig, Service
+from lb.engine.neighbours import Neighbours
 
 async def until(condition):
     for _ in range(500):

@@ -15,12 +15,12 @@ import pytest
 from ebpf import layout
 from ebpf.layout import SLOT_MOVED, SLOT_TARGET_MASK, AddressFlag, Setting, TargetFlag
 from ebpf.maps import Maps
-from lb import packet_engine
-from lb.config import NodeConfig
-from lb.engine_plan import Health, Hop
-from lb.model import EMPTY, Backend, ClusterConfig, Service, Vip
-from lb.model_change import succeed
-from lb.packet_engine import MARK_SECONDS_MIN, EngineError, PacketEngine, read_state, tunnel_source_settings
+from lb.configuration.change import succeed
+from lb.configuration.model import EMPTY, Backend, ClusterConfig, Service, Vip
+from lb.configuration.node import NodeConfig
+from lb.engine import packet_engine
+from lb.engine.packet_engine import MARK_SECONDS_MIN, EngineError, PacketEngine, read_state, tunnel_source_settings
+from lb.engine.plan import Health, Hop
 from tests.unit.lb_paths import node_config, opened_maps
 
 B1, B2, B3 = (Backend(f"b{n}", f"10.0.2.{n}") for n in (1, 2, 3))

@@ -4,19 +4,19 @@
 import subprocess
 from pathlib import Path
 
-from lb import reference
+from lb.configuration import reference
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def test_configuration_reference_is_current() -> None:
-    remedy = "run: python -m lb.reference configuration > docs/configuration.md"
+    remedy = "run: python -m lb.configuration.reference configuration > docs/configuration.md"
     assert (DOCS / "configuration.md").read_text() == reference.configuration(), remedy
 
 
 def test_manual_page_is_current_and_well_formed() -> None:
     page = DOCS / "man" / "lbd.8"
-    assert page.read_text() == reference.manual(), "run: python -m lb.reference manual > docs/man/lbd.8"
+    assert page.read_text() == reference.manual(), "run: python -m lb.configuration.reference manual > docs/man/lbd.8"
     assert page.read_text().count(".TP") >= 12
 
 

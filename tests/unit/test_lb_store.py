@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lb.configuration.model import EMPTY, ClusterConfig, Vip
+from lb.configuration.store import FILE_NAME, FileStore, VersionConflict, load
 from lb.control import Caller
-from lb.model import EMPTY, ClusterConfig, Vip
-from lb.store import FILE_NAME, FileStore, VersionConflict, load
 
 CALLER = Caller(0, 1, "test", "test")
 ONE = ClusterConfig(vips=(Vip("10.0.1.100/24", "outside"),))

@@ -12,8 +12,8 @@ import pytest
 from ebpf import layout
 from ebpf.layout import State
 from ebpf.maps import Maps
-from lb.model import Timeouts
-from lb.sweeper import FOREIGN_FACTOR, corrected_loads, is_expired, sweep, timeout_table
+from lb.configuration.model import Timeouts
+from lb.engine.sweeper import FOREIGN_FACTOR, corrected_loads, is_expired, sweep, timeout_table
 from tests.unit.lb_paths import node_config, opened_maps
 
 NOW = 1_000_000

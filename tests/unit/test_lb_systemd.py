@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.config import Node
+from lb.configuration.node import Node
 from lb.main import parser
 from lb.notify import Notifier
 

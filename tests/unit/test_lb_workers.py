@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.config import Ring
+from lb.configuration.node import Ring
 from lb.workers import worker_pool, worker_priority
 from tests.unit.lb_paths import node_config
 

@@ -10,10 +10,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 from ebpf.maps import Maps
-from lb.config import Interface, Node, NodeConfig
-from lb.config import Ring as RingSettings
-from lb.connection_records import Keys
-from lb.replication import Replication
+from lb.configuration.node import Interface, Node, NodeConfig
+from lb.configuration.node import Ring as RingSettings
+from lb.connections.records import Keys
+from lb.connections.replication import Replication
 from lb.workers import worker_pool
 from sync.config import RingConfig
 from sync.driver import Ring, peer_paths

@@ -27,9 +27,9 @@ from ebpf import layout, libbpf, loader, test_run
 from ebpf.layout import Method, Replicate, ServiceFlag, Setting
 from ebpf.maps import Maps
 from ebpf.reasons import BY_NAME
-from lb.ownership import Cluster, NodeFacts
-from lb.placement import Standing
-from lb.steering import LocalLink, SteeringWriter, peering
+from lb.cluster.ownership import Cluster, NodeFacts
+from lb.cluster.placement import Standing
+from lb.cluster.steering import LocalLink, SteeringWriter, peering
 
 NODE, SERVICE, LOOPBACK = 1, 1, 1
 VIP, PORT = "10.0.1.100", 80

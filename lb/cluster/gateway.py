@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This gateway's part in the cluster: the ring, and everything that is decided over it.
+
+What happens when: a committed view or a change of the shared data is taken into `ClusterState`; `_react` then makes
+this gateway hold what the state says it owns, hands on what it has released, and, on the coordinator, plans. All
+decisions are pure functions of the replicated state (`lb.ownership`); this file carries them out.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from ebpf.layout import Setting
+from lb.cluster.journal import ClusterJournal
+from lb.cluster.lease import KernelLease
+from lb.cluster.methods import register_methods
+from lb.cluster.own_node import OwnNode
+from lb.cluster.ownership import (
+    HOLDING_PREFIX,
+    RESTART_PREFIX,
+    Holding,
+    Write,
+    confirm,
+    decide,
+    hand_on,
+    pack,
+    to_hold,
+)
+from lb.cluster.placement import Standing
+from lb.cluster.planned_restart import GRACE_S, LEASE_S, Patience, forget_restart, note_restart, noted_restart
+from lb.cluster.resources import Resources, ResourceState
+from lb.cluster.shared_config import SharedStore
+from lb.cluster.state import ClusterState
+from lb.cluster.stats import ClusterStats
+from lb.cluster.steering import Peering, SteeringWriter, peering
+from lb.cluster.vip_manager import VipManager
+from lb.configuration.model import ClusterConfig
+from lb.configuration.node import NodeConfig
+from lb.connections.replication import Replication
+from lb.engine.packet_engine import read_held
+from lb.events import Event
+from lb.health.board import REPORT_PREFIX, SLOW_START_PREFIX, HealthBoard
+from lb.workers import worker_pool
+from sync.config import Mode, Policy, RingConfig
+from sync.data import OutcomeUnknown, RequestRefused, VersionConflict
+from sync.driver import MulticastFailed, Ring, peer_paths
+from sync.events import TokenVisit, View
+from sync.key_file import load_key_file
+from sync.shared import Change, Replaced
+
+if TYPE_CHECKING:
+    from lb.daemon import Daemon
+
+FIRST_VIEW_TIMEOUT_S = 10.0
+RELEASE_TIMEOUT_S = 3.0
+BEACON_MS = 250.0
+TICK_S = 1.0
+# After a view, members' addresses may be unknown for a while: a claim from them is no stranger's.
+JUDGE_AFTER_S = 3.0
+# A gateway that is alone because it has just started, or because its links have just come back, first looks for the
+# others before it takes what may be theirs.
+PATIENCE_S = 1.0
+_MODES = {"consistent": Mode.CONSISTENT, "fast": Mode.FAST}
+_POLICIES = {"continue": Policy.ALL, "majority": Policy.MAJORITY, "critical": Policy.CRITICAL}
+log = logging.getLogger("lb.cluster")
+
+
+def ring_config(node: NodeConfig) -> RingConfig:
+    """The ring's settings from the node file. Raises what the key file and the addresses raise, with the remedy."""
+    ring = node.ring
+    assert ring is not None
+    return RingConfig(
+        node=node.node.id,
+        peers={peer.id: peer_paths(ring.listen, peer.addresses) for peer in ring.peers.values()},
+        cluster=node.cluster,
+        keys=load_key_file(Path(ring.key_file)),
+        encrypt=ring.encrypt,
+        failure_detection_ms=float(ring.failure_detection_ms),
+        beacon_ms=max(BEACON_MS, float(ring.failure_detection_ms)),
+        mode=_MODES[ring.mode],
+        policy=_POLICIES[ring.partition_policy],
+    )
+
+
+class Cluster:
+    """The daemon's component for a gateway with a ring."""
+
+    name = "cluster"
+
+    def __init__(self, daemon: "Daemon") -> None:
+        node = daemon.node
+        assert node.ring is not None
+        self.daemon = daemon
+        self.node = node.node.id
+        ids = {name: peer.id for name, peer in node.ring.peers.items()} | {node.node.name: self.node}
+        self.ring = Ring(ring_config(node), list(node.ring.listen), scheduling=node.ring.scheduling)
+        self.state = ClusterState(self.ring, self.node, ids, self._react, self._holding_changed)
+        self.journal = ClusterJournal(node.node.name, self.ring, daemon.record, self.state.name)
+        self.store = SharedStore(node.state_dir, tell=self.journal.tell_config)
+        self.lease: KernelLease
+        self.vips: VipManager
+        self.own: OwnNode
+        self.stats: ClusterStats
+        self.replication: Replication
+        self.resources = Resources(node.resources, self._resource_changed)
+        self._steering: SteeringWriter
+        self._workers = worker_pool(node, 2, "cluster")
+        self._patience = Patience(self._restart_overdue)
+        self._steering_wanted: Peering | None = None
+        self._steering_change = asyncio.Event()
+        self._first_view = asyncio.Event()
+        self._owns_nothing = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._writing = False
+        self._stopping = False
+        # Alone, addresses are taken only after this time.
+        self._patient_until = 0.0
+        # Under a planned restart's stretched lease the packet path goes on answering until this node has confirmed.
+        self._kept_until = 0.0
+        self._moved_at = 0.0
+        self._view_at = time.monotonic()
+        self._left_at = 0.0
+        daemon.store = self.store
+        daemon.report = self.journal.tell  # type: ignore[method-assign]
+        daemon.view = self.view_plain  # type: ignore[method-assign]
+        daemon.board = HealthBoard(self.node, self._share, daemon._health_changed)
+        self._moves = daemon.metrics.counter("vip_moves_total", "Changes of a VIP's owner seen.", ["reason"])
+        self._takeover = daemon.metrics.histogram(
+            "takeover_seconds", "From the view that excludes an owner to its VIP being announced here."
+        )
+        daemon.metrics.collect(self._collect)
+        register_methods(self)
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Join the ring and take part. Returns when this gateway has its first view."""
+        daemon, loop, engine = self.daemon, asyncio.get_running_loop(), self.daemon.engine
+        self._kept_until = noted_restart(daemon.node.run_dir)
+        keep = read_held(engine.maps) if self._kept_until else frozenset()
+        self.lease = KernelLease(engine.maps.lease)
+        if not self._kept_until:
+            self.lease.end()
+        await asyncio.to_thread(engine.hold, keep)
+        self._steering = SteeringWriter(engine.maps)
+        self.own = OwnNode(
+            daemon.node,
+            daemon.started_at,
+            self.ring,
+            self.state,
+            self.resources,
+            daemon.set_state,
+            self._links_changed,
+        )
+        self.own.config_version = self.store.current.version
+        self.vips = VipManager(daemon.node, engine.hold, self.own.links, self.journal.duplicate)
+        self.vips.start(self.store.current, keep=keep)
+        self.replication = Replication(daemon.node, engine.maps, self.ring, daemon.spawn, self._table_complete)
+        self.own.replication = self.replication
+        self.stats = ClusterStats(self.node, self.ring, engine.maps, self.resources, self._status)
+        self.store.attach(self.ring)
+        self.store.on_change(self._config_changed)
+        self._subscribe()
+        await self.resources.start()
+        self._be_patient()
+        self.ring.start()
+        self.replication.start()
+        self._tasks = [
+            loop.create_task(self._write_steering(), name="steering"),
+            loop.create_task(self._tick(), name="cluster tick"),
+            loop.create_task(self.stats.run(), name="cluster stats"),
+        ]
+        try:
+            await asyncio.wait_for(self._first_view.wait(), FIRST_VIEW_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("no view of the ring within %.0f s: going on, waiting for one", FIRST_VIEW_TIMEOUT_S)
+
+    def _subscribe(self) -> None:
+        ring = self.ring
+        ring.on_view(self._view)
+        ring.on_token(self._token)
+        ring.on_complete(self._data_complete)
+        ring.on_replaced(self._data_replaced)
+        for prefix in (REPORT_PREFIX, SLOW_START_PREFIX):
+            ring.data.watch(prefix, self._health_shared)
+
+    async def stop(self, planned: bool) -> None:
+        """Leave the cluster: for a moment (`planned`: addresses stay, peers wait), or for good (addresses go first)."""
+        self._stopping = self.own.stopping = True
+        await self.resources.stop()
+        with contextlib.suppress(TimeoutError, OutcomeUnknown, RequestRefused, MulticastFailed):
+            await asyncio.wait_for(self._excuse_myself() if planned else self._give_up_all(), RELEASE_TIMEOUT_S)
+        await self.ring.leave()
+        self.ring.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._patience.close()
+        await self.replication.close()
+        await self.store.close()
+        await self.vips.close()
+        self.own.close()
+        self._workers.shutdown(wait=True)
+
+    async def _excuse_myself(self) -> None:
+        """Ask the others to wait, then let the kernel answer without us."""
+        if self.state.view is None or not self.state.view.serving:
+            return
+        await self.ring.data.put(f"{RESTART_PREFIX}{self.node}", msgpack.packb(GRACE_S))
+        until = time.monotonic() + LEASE_S
+        note_restart(self.daemon.node.run_dir, until)
+        self.lease.renew(until)
+
+    async def _give_up_all(self) -> None:
+        """Hand every address to somebody else before leaving."""
+        self.own.publish()
+        if self.state.view is not None and len(self.state.view.members) > 1:
+            self._react()
+            await self._owns_nothing.wait()
+        self.vips.want(frozenset())
+        await self.vips.settled()
+
+    # --- what the ring says ------------------------------------------------------------------------------------------
+
+    def _view(self, view: View) -> None:
+        before = self.state.view
+        self.state.take_view(view)
+        now = self._view_at = time.monotonic()
+        self.vips.judging = False
+        if self.node in view.joined and self._kept_until <= now:
+            # Whatever this gateway owned, the group may have given to others.
+            self.vips.want(frozenset())
+        if before is not None and set(before.members) - set(view.members):
+            self._left_at = now
+        if view.joined and self.node not in view.joined:
+            # Whoever joins may have claimed the addresses while it was on its own: the keeper has the last word.
+            self.vips.announce_again()
+        self._react()
+        self.replication.take_view(view)
+        self.daemon.board.members_changed(view.members)
+        self.journal.view(before, view)
+        self._first_view.set()
+        self._publish(anew=self.node in view.joined)
+
+    def _token(self, visit: TokenVisit) -> None:
+        view = self.state.view
+        if view is None or not view.serving or not self.state.complete or self._stopping:
+            return
+        # A lease stretched for a restart is not cut short by the first visits after it.
+        self.lease.renew(max(visit.lease_until, self._kept_until))
+
+    def _data_complete(self, complete: bool) -> None:
+        if complete:
+            self.state.read_all()
+            self.daemon.spawn(self.store.settle(), "shared configuration")
+            self._publish(anew=True)
+            self._react()
+
+    def _data_replaced(self, _replaced: Replaced) -> None:
+        """Two groups became one and this node's state was not the one that was kept."""
+        self.journal.merged()
+
+    # --- deciding and acting -----------------------------------------------------------------------------------------
+
+    def _react(self) -> None:
+        """Bring this gateway, and on the coordinator the cluster, to where the state says it should be."""
+        state = self.state
+        if state.view is None or not state.complete or not self._tasks:
+            return
+        if any(holding.owner == self.node for holding in state.holdings.values()):
+            self._owns_nothing.clear()
+        else:
+            self._owns_nothing.set()
+        cluster = state.cluster(self.store.current)
+        # The way to the others first: what a new address attracts must not be steered to a node that is gone.
+        self._steer(peering(cluster, self.node, self.own.local_links()))
+        hold = to_hold(cluster, self.node, () if self._keeping() else state.unconfirmed)
+        before = self.vips.taken.keys()
+        self.vips.want(hold)
+        self._note_takeovers(hold - before)
+        self.vips.member_macs |= frozenset(mac for fact in cluster.facts.values() for _, mac in fact.macs)
+        self._patience.watch(state.restarting)
+        if self._writing or self._is_patient():
+            return
+        now = time.time()
+        writes = confirm(cluster, self.node, state.unconfirmed)
+        writes += hand_on(cluster, self.node, self.vips.held, now)
+        if state.coordinator == self.node:
+            known = {write.address for write in writes}
+            writes += [w for w in decide(cluster, may_rebalance=self._may_move(), now=now) if w.address not in known]
+        if writes:
+            self._writing = True
+            self.daemon.spawn(self._write(writes), "VIP ownership")
+        elif self._waits_for_release(cluster.holdings):
+            self.daemon.spawn(self._after_release(), "VIP release")
+
+    def _be_patient(self) -> None:
+        ring = self.daemon.node.ring
+        if ring is not None and ring.peers:
+            self._patient_until = time.monotonic() + PATIENCE_S
+            asyncio.get_running_loop().call_later(PATIENCE_S + 0.001, self._react)
+
+    def _is_patient(self) -> bool:
+        view = self.state.view
+        return view is not None and len(view.members) == 1 and time.monotonic() < self._patient_until
+
+    def _keeping(self) -> bool:
+        return self._kept_until > time.monotonic()
+
+    def _may_move(self) -> bool:
+        return time.monotonic() - self._moved_at >= self.store.current.policy.hold_after_move_s
+
+    def _waits_for_release(self, holdings: Mapping[str, Holding]) -> bool:
+        return any(
+            holding.owner == self.node and holding.releasing and address in self.vips.held
+            for address, holding in holdings.items()
+        )
+
+    async def _after_release(self) -> None:
+        await self.vips.settled()
+        self._react()
+
+    async def _write(self, writes: list[Write]) -> None:
+        try:
+            async with self.ring.transaction() as change:
+                for write in writes:
+                    key = HOLDING_PREFIX + write.address
+                    change.require(key, self.state.versions.get(write.address, 0) if write.before is not None else 0)
+                    if write.after is None:
+                        del change[key]
+                    else:
+                        change[key] = pack(write.after)
+        except VersionConflict:
+            pass  # somebody was first; what they made of it is decided on anew
+        except (OutcomeUnknown, RequestRefused) as error:
+            log.info("ownership not written: %s", error)
+        finally:
+            self._writing = False
+            self._react()
+
+    def _note_takeovers(self, taken: frozenset[str]) -> None:
+        for address in taken:
+            holding = self.state.holdings.get(address)
+            if holding is not None and holding.reason == "owner_left":
+                self._takeover.observe(time.monotonic() - self._left_at)
+
+    def _holding_changed(self, address: str, before: Holding | None, after: Holding | None) -> None:
+        reason = self.journal.holding(address, before, after)
+        if reason is not None:
+            self._moved_at = time.monotonic()
+            self._moves.add(1, reason)
+
+    # --- steering ----------------------------------------------------------------------------------------------------
+
+    def _steer(self, wanted: Peering) -> None:
+        """At once where the table is prepared (a member left), else soon, by a worker."""
+        if wanted != self._steering_wanted:
+            self._steering_wanted = wanted
+            with contextlib.suppress(OSError):
+                self._steering.write_prepared(wanted)
+            self._steering_change.set()
+
+    async def _write_steering(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._steering_change.wait()
+            self._steering_change.clear()
+            wanted = self._steering_wanted
+            assert wanted is not None
+            try:
+                await loop.run_in_executor(self._workers, self._put_steering, wanted)
+            except OSError as error:
+                log.error("steering is not in the packet path: %s", error)
+                await asyncio.sleep(0.2)
+                self._steering_change.set()
+
+    def _put_steering(self, wanted: Peering) -> None:
+        self._steering.write(wanted)
+        # Alone as well: answers of connections made through a gateway that is gone are then known for what they are.
+        self.daemon.engine.set_setting(Setting.STEERING, bool(wanted.sharing))
+        self._steering.prepare(wanted)
+
+    # --- this node ---------------------------------------------------------------------------------------------------
+
+    def _publish(self, *, anew: bool = False) -> None:
+        facts = self.own.publish(anew=anew)
+        if facts.standing == Standing.READY and self.state.complete and not self.state.unconfirmed:
+            self._restart_is_over()
+
+    def _restart_is_over(self) -> None:
+        if self._kept_until:
+            self._kept_until = 0.0
+            forget_restart(self.daemon.node.run_dir)
+        if self.node in self.state.restarting and not self._stopping:
+            del self.ring.data[f"{RESTART_PREFIX}{self.node}"]
+
+    def _restart_overdue(self, node: int) -> None:
+        if self.state.coordinator == self.node and node in self.state.restarting:
+            text = f"{self.state.name(node)} has not come back from its restart in time"
+            self.journal.tell(Event("node.overdue", text, severity="warning"))
+            del self.ring.data[f"{RESTART_PREFIX}{node}"]
+
+    def _table_complete(self, complete: bool) -> None:
+        self._publish()
+        if complete:
+            self.journal.tell(Event("node.ready", "the connection table is complete"))
+
+    def _resource_changed(self, resource: ResourceState) -> None:
+        self.ring.set_critical_resource(self.resources.critical_ok)
+        kind, severity = ("resource.good", "info") if resource.healthy else ("resource.failed", "warning")
+        what = "is good" if resource.healthy else "has failed"
+        required = "required" if resource.required else "advisory"
+        text = f"{required} resource {resource.name} {what}: {resource.detail}"
+        self.journal.tell(Event(kind, text, subject=resource.name, severity=severity))
+        self._publish()
+
+    def _links_changed(self, came_up: bool) -> None:
+        if came_up:
+            self._be_patient()
+        self._publish()
+        self.vips.links_changed()
+        self._react()
+
+    def _config_changed(self, _old: ClusterConfig, new: ClusterConfig) -> None:
+        self.own.config_version = new.version
+        self.vips.configure(new)
+        self._publish()
+        self._react()
+
+    def _share(self, key: str, value: bytes | None) -> None:
+        if value is None:
+            del self.ring.data[key]
+        else:
+            self.ring.data[key] = value
+
+    def _health_shared(self, changes: list[Change]) -> None:
+        for change in changes:
+            self.daemon.board.shared(change.key, change.item.value if change.item else None)
+
+    async def _tick(self) -> None:
+        """What may be due without anything having been said: a move for balance, facts that time changes."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.vips.judging = self.state.complete and time.monotonic() - self._view_at > JUDGE_AFTER_S
+            self._publish()
+            self._react()
+
+    # --- showing -----------------------------------------------------------------------------------------------------
+
+    def view_plain(self) -> dict[str, Any] | None:
+        """The committed view as the API shows it."""
+        view = self.state.view
+        if view is None:
+            return None
+        return {
+            "number": view.number,
+            "group": view.group,
+            "members": [self.state.name(node) for node in view.members],
+            "serving": view.serving,
+            "coordinator": self.state.name(self.state.coordinator),
+        }
+
+    def _status(self) -> dict[str, Any]:
+        connections = self.daemon.sweeps.last.seen
+        return self.daemon.node_status() | {"connections": connections, "replication": self.replication.counts()}
+
+    def _collect(self) -> None:
+        if self._first_view.is_set():
+            counts = {name: float(count) for name, count in self.replication.counts().items()}
+            self.daemon.metrics.import_counts("replication_total", "Replication by kind.", "what", counts)
+            self.daemon.metrics.import_counts("ring_total", "The ring's counters.", "what", self.ring.stats())

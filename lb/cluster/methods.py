@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control methods of a clustered gateway: nodes, VIPs, and what operators do to them, from any node about all."""
+
+import ipaddress
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from lb import methods
+from lb.cluster.own_node import STATE_NAMES
+from lb.cluster.ownership import (
+    DRAIN_PREFIX,
+    HOLDING_PREFIX,
+    NOBODY,
+    Holding,
+    NodeFacts,
+    pack,
+    reason_text,
+    seat_of,
+    transfer,
+)
+from lb.cluster.placement import Standing
+from lb.configuration.model import Vip
+from lb.control import Caller, ControlError
+from lb.events import Event
+from lb.methods import Params, text_param
+from sync.data import OutcomeUnknown, RequestRefused, VersionConflict
+
+if TYPE_CHECKING:
+    from lb.cluster.gateway import Cluster
+
+PREFER_MAX = 32
+
+
+def register_methods(cluster: "Cluster") -> None:
+    """Offer the methods on the daemon's control socket."""
+    offered = {
+        "nodes": _nodes,
+        "vips": _vips,
+        "vip.move": _move,
+        "vip.pin": _pin,
+        "vip.unpin": _unpin,
+        "vip.prefer": _prefer,
+        "node.drain": _drain,
+        "node.undrain": _undrain,
+    }
+    for name, method in offered.items():
+        cluster.daemon.control.register(name, _bound(cluster, method))
+
+
+def _bound(cluster: "Cluster", method: Any) -> Any:
+    async def handle(params: Params, caller: Caller) -> Any:
+        try:
+            return await method(cluster, params, caller)
+        except VersionConflict as error:
+            raise ControlError("conflict", str(error), remedy="look again, then decide anew") from None
+        except (OutcomeUnknown, RequestRefused) as error:
+            remedy = "look at `lbctl nodes`: does this part of the cluster serve?"
+            raise ControlError("unavailable", str(error), remedy=remedy) from None
+
+    return handle
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------
+
+
+async def _nodes(cluster: "Cluster", _params: Params, _caller: Caller) -> list[dict[str, Any]]:
+    view = cluster.state.view
+    known = set(cluster.state.ids.values()) | (set(view.members) if view is not None else set())
+    return [_node_row(cluster, node) for node in sorted(known)]
+
+
+def _node_row(cluster: "Cluster", node: int) -> dict[str, Any]:
+    state, view = cluster.state, cluster.state.view
+    member = view is not None and node in view.members
+    facts = state.facts.get(node, NodeFacts())
+    standing = seat_of(state.cluster(cluster.store.current), node).standing
+    stats = cluster.stats.of(node) if member else {}
+    restarting = node in state.restarting and not member
+    return stats | {
+        "name": state.name(node),
+        "id": node,
+        "state": STATE_NAMES[standing] if member else "gone",
+        "reason": facts.reason or None if member else "restarting" if restarting else "not in the cluster's view",
+        "in_view": member,
+        "drained": node in state.drained,
+        "version": facts.version or None,
+        "config_version": facts.config_version,
+        "segments": list(facts.segments) if member else [],
+        "vip_count": sum(1 for holding in state.holdings.values() if holding.owner == node),
+    }
+
+
+async def _vips(cluster: "Cluster", _params: Params, _caller: Caller) -> list[dict[str, Any]]:
+    return [_vip_row(cluster, vip) for vip in cluster.store.current.vips]
+
+
+def _vip_row(cluster: "Cluster", vip: Vip) -> dict[str, Any]:
+    holding = cluster.state.holdings.get(vip.host, Holding())
+    lease_ms = None
+    if holding.owner == cluster.node:
+        lease_ms = max(0.0, (cluster.lease.until - time.monotonic()) * 1000)
+    state = "held" if holding.owner else "unplaced"
+    return {
+        "address": vip.address,
+        "segment": vip.segment,
+        "owner": cluster.state.name(holding.owner) if holding.owner else None,
+        "since": holding.since or None,
+        "reason": cluster.vips.problems.get(vip.host) or reason_text(holding.reason) or None,
+        "lease_ms": lease_ms,
+        "prefer": list(vip.prefer),
+        "pin": vip.pin or None,
+        "sticky": vip.sticky,
+        "state": "moving" if holding.releasing else state,
+        "goes_to": cluster.state.name(holding.heir) if holding.releasing and holding.heir else None,
+        "term": holding.term,
+    }
+
+
+# --- moving ----------------------------------------------------------------------------------------------------------
+
+
+async def _move(cluster: "Cluster", params: Params, caller: Caller) -> dict[str, Any]:
+    vip, target = _vip(cluster, params), _node(cluster, params)
+    name = cluster.state.name(target)
+    _check_reachable(cluster, vip, target)
+    if vip.pin and vip.pin != name:
+        raise ControlError("conflict", f"{vip.host} is pinned to {vip.pin}", remedy="unpin it, or pin it elsewhere")
+    if cluster.store.current.policy.failback and vip.prefer and vip.prefer[0] != name:
+        message = f"{vip.host} prefers {vip.prefer[0]} and policy.failback would bring it back"
+        raise ControlError("conflict", message, remedy="change its preference, or pin it")
+    await _start_moving(cluster, vip, target, "operator", caller.who)
+    return {"message": f"{vip.host} goes to {name}"}
+
+
+async def _start_moving(cluster: "Cluster", vip: Vip, target: int, reason: str, who: str) -> None:
+    state = cluster.state
+    write = transfer(state.cluster(cluster.store.current), vip.host, target, reason, who, time.time())
+    if write is None or write.after is None or (write.before is not None and write.before.goes_to == target):
+        return
+    version = state.versions.get(vip.host, 0)
+    await cluster.ring.data.put(HOLDING_PREFIX + vip.host, pack(write.after), version=version)
+
+
+async def _pin(cluster: "Cluster", params: Params, caller: Caller) -> dict[str, Any]:
+    vip = _vip(cluster, params)
+    if params.get("node") is None:
+        owner = cluster.state.holdings.get(vip.host, Holding()).goes_to
+        if owner == NOBODY:
+            raise ControlError("conflict", f"nobody holds {vip.host}", field="node", remedy="name a node to pin it to")
+        target = owner
+    else:
+        target = _node(cluster, params)
+    name = cluster.state.name(target)
+    await _change_vip(cluster, vip, caller, pin=name)
+    return {"message": f"{vip.host} is pinned to {name}"}
+
+
+async def _unpin(cluster: "Cluster", params: Params, caller: Caller) -> dict[str, Any]:
+    vip = _vip(cluster, params)
+    await _change_vip(cluster, vip, caller, pin="")
+    return {"message": f"{vip.host} is not pinned"}
+
+
+async def _prefer(cluster: "Cluster", params: Params, caller: Caller) -> dict[str, Any]:
+    vip, names = _vip(cluster, params), params.get("nodes")
+    if not isinstance(names, list) or len(names) > PREFER_MAX or not all(isinstance(name, str) for name in names):
+        raise ControlError("bad_request", f"nodes must be a list of at most {PREFER_MAX} names", field="nodes")
+    for name in names:
+        _node(cluster, {"node": name})
+    await _change_vip(cluster, vip, caller, prefer=tuple(dict.fromkeys(names)))
+    return {"message": f"{vip.host} prefers {', '.join(names) or 'nobody'}"}
+
+
+async def _change_vip(cluster: "Cluster", vip: Vip, caller: Caller, **changes: Any) -> None:
+    config = cluster.store.current
+    vips = tuple(replace(each, **changes) if each is vip else each for each in config.vips)
+    await methods.apply(cluster.daemon, replace(config, vips=vips), config.version, caller)
+
+
+# --- draining --------------------------------------------------------------------------------------------------------
+
+
+async def _drain(cluster: "Cluster", params: Params, caller: Caller) -> dict[str, Any]:
+    node = _node(cluster, params)
+    name = cluster.state.name(node)
+    if node in cluster.state.drained:
+        return {"message": f"{name} is drained already"}
+    await cluster.ring.data.put(f"{DRAIN_PREFIX}{node}", msgpack.packb([caller.who, time.time()]))
+    cluster.journal.tell(Event("node.drained", f"{name} is drained", subject=name, who=caller.who))
+    return {"message": f"{name} gives up its VIPs and takes no new connections of its own; existing ones stay"}
+
+
+async def _undrain(cluster: "Cluster", params: Params, caller: Caller) -> dict[str, Any]:
+    node = _node(cluster, params)
+    name = cluster.state.name(node)
+    if node not in cluster.state.drained:
+        return {"message": f"{name} is not drained"}
+    await cluster.ring.data.delete(f"{DRAIN_PREFIX}{node}")
+    cluster.journal.tell(Event("node.undrained", f"{name} takes part again", subject=name, who=caller.who))
+    return {"message": f"{name} takes part again"}
+
+
+# --- parameters ------------------------------------------------------------------------------------------------------
+
+
+def _vip(cluster: "Cluster", params: Params) -> Vip:
+    text = text_param(params, "address").partition("/")[0]
+    try:
+        host = str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ControlError("bad_request", f"{text!r} is no address", field="address") from None
+    vip = cluster.store.current.vip(host)
+    if vip is None:
+        known = ", ".join(each.host for each in cluster.store.current.vips) or "none"
+        raise ControlError("not_found", f"there is no VIP {host}", field="address", remedy=f"there are: {known}")
+    return vip
+
+
+def _node(cluster: "Cluster", params: Params) -> int:
+    name = text_param(params, "node")
+    node = cluster.state.ids.get(name)
+    if node is None:
+        known = ", ".join(sorted(cluster.state.ids))
+        raise ControlError("not_found", f"there is no node {name!r}", field="node", remedy=f"there are: {known}")
+    return node
+
+
+def _check_reachable(cluster: "Cluster", vip: Vip, node: int) -> None:
+    """The planner would take the address back from a node that is not fit to hold it: refuse at once, with why."""
+    name = cluster.state.name(node)
+    view = cluster.state.view
+    if view is None or node not in view.members:
+        raise ControlError("conflict", f"{name} is not in the cluster now", field="node", remedy="see `lbctl nodes`")
+    seat = seat_of(cluster.state.cluster(cluster.store.current), node)
+    if vip.segment not in seat.segments:
+        message = f"{name} has no link that is up on segment {vip.segment}"
+        raise ControlError("conflict", message, field="node", remedy="see `lbctl nodes`")
+    if seat.standing is not Standing.READY:
+        message = f"{name} is {STATE_NAMES[seat.standing].replace('_', ' ')}"
+        remedy = f"lbctl node undrain {name}" if seat.standing is Standing.DRAINED else "see `lbctl nodes`"
+        raise ControlError("conflict", message, field="node", remedy=remedy)

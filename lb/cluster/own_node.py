@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fit this gateway is, and what it tells the others of itself."""
+
+import asyncio
+from collections.abc import Callable
+
+from lb import __version__
+from lb.cluster.ownership import NODE_PREFIX, NodeFacts, pack
+from lb.cluster.placement import Standing
+from lb.cluster.resources import Resources
+from lb.cluster.state import ClusterState
+from lb.cluster.steering import LocalLink
+from lb.configuration.node import NodeConfig
+from lb.connections.replication import Replication
+from lb.network.links import LinkWatch
+from sync.driver import Ring
+
+STATE_NAMES = {
+    Standing.READY: "in_service",
+    Standing.DRAINED: "draining",
+    Standing.JOINING: "joining",
+    Standing.IMPAIRED: "impaired",
+    Standing.OUT: "out_of_service",
+}
+
+
+class OwnNode:
+    """Standing and facts of this gateway. `set_state(state, reason)` tells the daemon."""
+
+    def __init__(
+        self,
+        node: NodeConfig,
+        started_at: float,
+        ring: Ring,
+        state: ClusterState,
+        resources: Resources,
+        set_state: Callable[[str, str], None],
+        links_changed: Callable[[bool], None],
+    ) -> None:
+        self._node = node
+        self._started_at = started_at
+        self._ring = ring
+        self._state = state
+        self._resources = resources
+        self._set_state = set_state
+        self._links_changed = links_changed
+        self._published: NodeFacts | None = None
+        self._segments = {interface.name: interface.segment for interface in node.interfaces}
+        self.links = LinkWatch(asyncio.get_running_loop(), self._segments, self._watch_links)
+        self._up = self._up_now()
+        self.replication: Replication | None = None
+        self.stopping = False
+        self.config_version = 0
+
+    def local_links(self) -> list[LocalLink]:
+        """This gateway's interfaces as the packet path's steering needs them."""
+        return [LocalLink(link.index, self._segments[name], link.mac) for name, link in self.links.links.items()]
+
+    def standing(self) -> Standing:
+        """How fit this gateway is; an operator's drain is shared data of its own and not in here."""
+        view = self._state.view
+        if self._resources.failed or not self._resources.settled or self.stopping or view is None or not view.serving:
+            return Standing.OUT
+        if len(self._up) < len(self._segments):
+            return Standing.IMPAIRED
+        complete = self.replication is not None and self.replication.complete
+        return Standing.READY if complete else Standing.JOINING
+
+    def reason(self) -> str:
+        """Why it is not simply in service; empty when it is."""
+        view = self._state.view
+        if self._resources.failed:
+            return f"required resource failed: {', '.join(self._resources.failed)}"
+        if not self._resources.settled:
+            return "required resources have not been tried yet"
+        if view is not None and not view.serving:
+            return "the partition policy takes this part of the cluster out of service"
+        if len(self._up) < len(self._segments):
+            return f"down: {', '.join(sorted(self._segments.keys() - self._up))}"
+        if self.replication is None or not self.replication.complete:
+            return "the connection table is not complete yet"
+        return "drained by an operator" if self._state.node in self._state.drained else ""
+
+    def facts(self) -> NodeFacts:
+        """What this gateway tells the others of itself."""
+        links = self.links.links
+        tunnel = self._node.engine.tunnel_sources
+        return NodeFacts(
+            name=self._node.node.name,
+            standing=int(self.standing()),
+            reason=self.reason(),
+            segments=tuple(sorted({self._segments[name] for name in self._up})),
+            macs=tuple((segment, links[name].mac) for name, segment in self._segments.items() if name in links),
+            tunnel_address=tunnel[0].partition("/")[0] if tunnel else "",
+            version=__version__,
+            config_version=self.config_version,
+            started_at=self._started_at,
+        )
+
+    def publish(self, *, anew: bool = False) -> NodeFacts:
+        """Tell the daemon and, when they have changed (or `anew`), the others."""
+        facts = self.facts()
+        drained = self._state.node in self._state.drained and facts.standing == Standing.READY
+        self._set_state(STATE_NAMES[Standing.DRAINED if drained else Standing(facts.standing)], facts.reason)
+        if (anew or facts != self._published) and self._state.view is not None:
+            self._published = facts
+            self._ring.data[f"{NODE_PREFIX}{self._state.node}"] = pack(facts)
+        return facts
+
+    def close(self) -> None:
+        """Stop watching the links."""
+        self.links.close()
+
+    def _up_now(self) -> frozenset[str]:
+        return frozenset(name for name in self._segments if self.links.up(name))
+
+    def _watch_links(self) -> None:
+        before, self._up = self._up, self._up_now()
+        self._links_changed(bool(self._up - before))

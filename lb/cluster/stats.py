@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures that change all the time, told to the other gateways once a second so that any of them shows all."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from ebpf.maps import Maps
+from ebpf.reasons import REASONS
+from lb.cluster.resources import Resources
+from sync.driver import Ring
+from sync.events import Deliver, TokenVisit
+
+CHANNEL_STATS = 19
+INTERVAL_S = 1.0
+FRESH_S = 5.0
+SERVED_REASONS = [reason.number for reason in REASONS if reason.kind == "sent" or reason.name == "PASS_LOCAL"]
+
+
+class ClusterStats:
+    """`status()` gives what the daemon knows of this gateway; rates are added here."""
+
+    def __init__(
+        self, node: int, ring: Ring, maps: Maps, resources: Resources, status: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._node = node
+        self._ring = ring
+        self._maps = maps
+        self._resources = resources
+        self._status = status
+        self._told: dict[int, tuple[float, dict[str, Any]]] = {}
+        self._visits = 0
+        self._rates: dict[str, float] = {}
+        ring.subscribe(CHANNEL_STATS, self._take)
+        ring.on_token(self._count)
+
+    async def run(self) -> None:
+        """Measure and tell for ever."""
+        visits, traffic, at = self._visits, self._traffic(), time.monotonic()
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            now, visits_now, traffic_now = time.monotonic(), self._visits, self._traffic()
+            passed = now - at
+            self._rates = {
+                "token_rate": (visits_now - visits) / passed,
+                "packets_per_s": (traffic_now[0] - traffic[0]) / passed,
+                "bits_per_s": (traffic_now[1] - traffic[1]) * 8 / passed,
+            }
+            visits, traffic, at = visits_now, traffic_now, now
+            self._ring.offer(CHANNEL_STATS, msgpack.packb(self.own()), bulk=False)
+
+    def own(self) -> dict[str, Any]:
+        """This gateway's figures."""
+        resources = [
+            {
+                "name": r.name,
+                "kind": r.kind,
+                "required": r.required,
+                "healthy": r.healthy is not False,
+                "detail": r.detail,
+            }
+            for r in self._resources.states()
+        ]
+        return self._status() | self._rates | {"resources": resources}
+
+    def of(self, node: int) -> dict[str, Any]:
+        """A gateway's figures; empty when it has told none lately."""
+        if node == self._node:
+            return self.own()
+        at, figures = self._told.get(node, (-FRESH_S, {}))
+        return figures if time.monotonic() - at < FRESH_S else {}
+
+    def _take(self, batch: Deliver) -> None:
+        with contextlib.suppress(ValueError, TypeError, msgpack.UnpackException):
+            self._told[batch.origin] = (time.monotonic(), dict(msgpack.unpackb(bytes(batch.payloads()[-1]))))
+
+    def _count(self, _visit: TokenVisit) -> None:
+        self._visits += 1
+
+    def _traffic(self) -> tuple[int, int]:
+        """Packets and bytes that this gateway has forwarded or served."""
+        _, counters = self._maps.reason_counters.dump()
+        served = counters[SERVED_REASONS]
+        return int(served["packets"].sum()), int(served["bytes"].sum())

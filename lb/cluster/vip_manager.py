@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes and gives up virtual addresses on this gateway, and notices strangers that use them.
+
+Taking: the address goes onto its interface and is announced at once, on the event loop (a fraction of a millisecond);
+the packet path is allowed to answer for it right after, from a thread. Giving up goes the other way round and is
+finished only when the packet path no longer answers. The kernel lease stands behind both: without a fresh lease the
+packet path answers for nothing.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import ip_interface
+
+from lb.configuration.model import ClusterConfig, Vip
+from lb.configuration.node import NodeConfig
+from lb.network.announce import Announcer, Claim
+from lb.network.links import LinkWatch
+from lb.network.netlink import Link, Netlink, NetlinkError
+from lb.workers import worker_pool
+
+# RFC 5227 section 2.4: an address is defended against a contender at most that often.
+DEFEND_INTERVAL_S = 10.0
+# A claim is a stranger's when it comes again after this time and still from nobody in the cluster: right after a start
+# the members' addresses are not known yet.
+STRANGER_AFTER_S = 0.5
+SUSPECTS_MAX = 1024
+log = logging.getLogger("lb.vips")
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An address this gateway has taken: on which interface, and when (monotonic seconds)."""
+
+    vip: Vip
+    interface: str
+    at: float
+
+
+class VipManager:
+    """The addresses of this gateway. `hold(hosts)` tells the packet path; it may block and runs in a thread.
+
+    `on_duplicate(address, mac, interface)` is called when a host outside the cluster uses one of them.
+    """
+
+    def __init__(
+        self,
+        node: NodeConfig,
+        hold: Callable[[Iterable[str]], None],
+        links: LinkWatch,
+        on_duplicate: Callable[[str, str, str], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._segments = {interface.name: interface.segment for interface in node.interfaces}
+        self._hold = hold
+        self._links = links
+        self._on_duplicate = on_duplicate
+        self._kernel = Netlink()
+        self._announcer = Announcer(self._loop, self._claimed)
+        self._worker = worker_pool(node, 1, "vips")
+        self._taken: dict[str, Taken] = {}
+        self._held: frozenset[str] = frozenset()
+        self._wanted: frozenset[str] = frozenset()
+        self._vips: dict[str, Vip] = {}
+        self._settled = asyncio.Event()
+        self._change = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._defended: dict[str, float] = {}
+        self._suspected: dict[tuple[str, str], float] = {}
+        self._reported: set[tuple[str, str]] = set()
+        # Nobody is called a stranger before the members are known.
+        self.judging = False
+        self.member_macs: frozenset[bytes] = frozenset()
+        self.problems: dict[str, str] = {}
+        self.taken_count = 0
+        self.released_count = 0
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The addresses that the packet path may answer for, or may still be answering for."""
+        return self._held | frozenset(self._taken)
+
+    @property
+    def taken(self) -> dict[str, Taken]:
+        """The addresses on this gateway's interfaces."""
+        return self._taken
+
+    def start(self, config: ClusterConfig, *, keep: Iterable[str] = ()) -> None:
+        """Find what an earlier daemon left on the interfaces; `keep` is what the packet path still answers for."""
+        self.configure(config)
+        present = {(address.index, address.interface) for address in self._kernel.addresses()}
+        for host, vip in self._vips.items():
+            for link in self._links_of(vip):
+                if (link.index, ip_interface(vip.address)) in present:
+                    self._taken[host] = Taken(vip, link.name, time.monotonic())
+        self._held = frozenset(keep)
+        self._wanted = frozenset(keep)
+        self._task = self._loop.create_task(self._run(), name="vips")
+
+    async def close(self) -> None:
+        """Stop; addresses and the packet path stay as they are."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._announcer.close()
+        self._worker.shutdown(wait=True)
+        self._kernel.close()
+
+    def configure(self, config: ClusterConfig) -> None:
+        """The configured addresses; one that has gone stays known until it is released."""
+        self._vips = {host: taken.vip for host, taken in self._taken.items()}
+        self._vips |= {vip.host: vip for vip in config.vips}
+
+    def want(self, hosts: frozenset[str]) -> None:
+        """From now on this gateway holds exactly these addresses. Taking happens before this returns."""
+        self._wanted = hosts
+        for host in sorted(hosts - self._taken.keys()):
+            self._take(host)
+        if hosts & self._taken.keys() != self._held or self._taken.keys() - hosts:
+            self._settled.clear()
+            self._change.set()
+        else:
+            self._settled.set()
+
+    def announce_again(self) -> None:
+        """Tell all segments once more who has the addresses, after a merge or a new link."""
+        for host, taken in self._taken.items():
+            if host in self._wanted:
+                self._announce(taken)
+
+    def links_changed(self) -> None:
+        """Links came or went: what could not be placed may be now, and what is on a new link is announced."""
+        self.want(self._wanted)
+        self.announce_again()
+
+    async def settled(self) -> None:
+        """Returns when the packet path answers for exactly what is wanted."""
+        await self._settled.wait()
+
+    async def _run(self) -> None:
+        while True:
+            await self._change.wait()
+            self._change.clear()
+            wanted = self._wanted & self._taken.keys()
+            try:
+                await self._loop.run_in_executor(self._worker, self._hold, wanted)
+            except OSError as error:
+                log.error("the packet path does not take the addresses to hold: %s", error)
+                await asyncio.sleep(0.1)
+                self._change.set()
+                continue
+            self._held = wanted
+            for host in sorted(self._taken.keys() - self._wanted):
+                self._release(host)
+            if not self._change.is_set():
+                self._settled.set()
+
+    def _take(self, host: str) -> None:
+        vip = self._vips.get(host)
+        link = self._link_of(vip) if vip is not None else None
+        if vip is None or link is None:
+            segment = vip.segment if vip is not None else "?"
+            self.problems[host] = f"no interface of this gateway that is up is on segment {segment}"
+            return
+        try:
+            self._kernel.add_address(link.index, ip_interface(vip.address))
+        except NetlinkError as error:
+            self.problems[host] = str(error)
+            log.error("VIP %s cannot be put on %s: %s", host, link.name, error)
+            return
+        self.problems.pop(host, None)
+        taken = self._taken[host] = Taken(vip, link.name, time.monotonic())
+        self.taken_count += 1
+        self._announce(taken)
+
+    def _release(self, host: str) -> None:
+        taken = self._taken.pop(host)
+        self._announcer.stop(taken.interface, host)
+        link = self._links.links.get(taken.interface)
+        if link is not None:
+            try:
+                self._kernel.delete_address(link.index, ip_interface(taken.vip.address))
+            except NetlinkError as error:
+                log.error("VIP %s cannot be taken off %s: %s", host, taken.interface, error)
+        self.released_count += 1
+
+    def _announce(self, taken: Taken) -> None:
+        link = self._links.links.get(taken.interface)
+        if link is None or not link.up or len(link.mac) != 6:
+            return
+        try:
+            self._announcer.start(taken.interface, link.mac, taken.vip.host)
+        except OSError as error:
+            log.error("VIP %s cannot be announced on %s: %s", taken.vip.host, taken.interface, error)
+
+    def _links_of(self, vip: Vip) -> list[Link]:
+        names = [name for name, segment in self._segments.items() if segment == vip.segment]
+        return [self._links.links[name] for name in names if name in self._links.links]
+
+    def _link_of(self, vip: Vip) -> Link | None:
+        return next((link for link in self._links_of(vip) if link.up), None)
+
+    def _claimed(self, interface: str, claim: Claim) -> None:
+        host = str(claim.address)
+        if host not in self._wanted or host not in self._taken:
+            return
+        now = time.monotonic()
+        if now - self._defended.get(host, -DEFEND_INTERVAL_S) >= DEFEND_INTERVAL_S:
+            self._defended[host] = now
+            self._announce(self._taken[host])
+        if claim.mac in self.member_macs or not self.judging:
+            return
+        key = (host, claim.mac.hex(":"))
+        if len(self._suspected) >= SUSPECTS_MAX:
+            self._suspected.clear()
+        if now - self._suspected.setdefault(key, now) >= STRANGER_AFTER_S and key not in self._reported:
+            self._reported.add(key)
+            self._on_duplicate(host, key[1], interface)

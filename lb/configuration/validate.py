@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Has configuration files validated by a child process, so that the validator's memory never burdens the daemon."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from lb.configuration.model import ClusterConfig, from_plain
+from lb.configuration.node import ConfigError, NodeConfig
+
+CHILD_SECONDS_MAX = 30
+
+
+def read_file(path: Path) -> str:
+    """The text of a configuration file. Raises ConfigError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise _refusal(str(path), f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise _refusal(str(path), f"is not UTF-8 text (byte {error.start})") from None
+
+
+def _refusal(source: str, problem: str) -> ConfigError:
+    text = f"{source}: {problem}"
+    return ConfigError(
+        [{"source": source, "line": 0, "path": "", "value": "", "problem": problem, "allowed": "", "text": text}]
+    )
+
+
+def node_config(text: str, source: str) -> NodeConfig:
+    """Blocks for about 0.3 s. Raises ConfigError with every fault found."""
+    return from_plain(NodeConfig, _ask([{"kind": "node", "text": text, "source": source}])[0])
+
+
+def cluster_config(text: str, source: str, form: str = "toml") -> ClusterConfig:
+    """Blocks for about 0.3 s. Raises ConfigError with every fault found."""
+    return from_plain(ClusterConfig, _ask([{"kind": "cluster", "text": text, "source": source, "form": form}])[0])
+
+
+def _ask(requests: list[dict[str, Any]]) -> list[Any]:
+    command = [sys.executable, "-m", "lb.configuration.schema"]
+    child = subprocess.run(
+        command, input=msgpack.packb(requests), capture_output=True, timeout=CHILD_SECONDS_MAX, check=False
+    )
+    if child.returncode != 0:
+        last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise RuntimeError(f"the validator ({' '.join(command)}) failed: {' '.join(last) or child.returncode}")
+    answers = msgpack.unpackb(child.stdout)
+    problems = [problem for answer in answers for problem in answer.get("problems", ())]
+    if problems:
+        raise ConfigError(problems)
+    return [answer["value"] for answer in answers]

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings the packet path into the kernel, sees that it stays there, and takes it out. Everything here blocks."""
+
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ebpf import libbpf, loader
+from ebpf.layout import AddressFlag
+from ebpf.maps import LayoutMismatchError, Maps, MapsMissingError
+from lb.configuration.node import NodeConfig
+from lb.engine.packet_engine import read_addresses
+from lb.network.netlink import Netlink
+
+PROGRAM_STAMP = "program.digest"
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """An interface with the packet path on it, and the kernel's id of the program."""
+
+    name: str
+    mode: str
+    program: int
+
+
+def open_path(node: NodeConfig) -> Maps:
+    """The pinned maps of this node, made if they are missing. Raises loader.LoaderError, LayoutMismatchError."""
+    loader.ensure_bpffs(node.bpffs)
+    sizes = {"connections": node.engine.connections_max, "half_open": node.engine.half_open_max}
+    return loader.create_maps(node.pins / "maps", sizes)
+
+
+def attach_path(node: NodeConfig) -> list[Attached]:
+    """Puts this version's program on every interface; takes some seconds if it has to be compiled.
+
+    A program that runs already is replaced in one step, without a gap. Raises loader.LoaderError.
+    """
+    digest, stamp = source_digest(), node.run_dir / PROGRAM_STAMP
+    is_current = loader.current_programs(node.pins) is not None and _read_stamp(stamp) == digest
+    if not is_current:
+        loader.load_programs(node.pins)
+    attached = []
+    for interface in node.interfaces:
+        done = loader.attach(interface.name, node.pins, loader.Mode(interface.xdp))
+        attached.append(Attached(done.interface, str(done.mode), done.program))
+    loader.drop_old_versions(node.pins)
+    stamp.write_text(digest)
+    return attached
+
+
+def release_held(node: NodeConfig) -> list[str]:
+    """Takes the VIPs that a daemon left behind off the interfaces, for a removal without a daemon; returns them."""
+    try:
+        maps = Maps.open(node.pins / "maps")
+    except (MapsMissingError, LayoutMismatchError):
+        return []
+    # Every VIP, not only those marked as held: a daemon may have ended between the address and the mark.
+    vips = read_addresses(maps, AddressFlag.VIP)
+    maps.close()
+    released = []
+    with Netlink() as netlink:
+        for address in netlink.addresses():
+            if str(address.interface.ip) in vips:
+                netlink.delete_address(address.index, address.interface)
+                released.append(str(address.interface.ip))
+    return sorted(released)
+
+
+def source_digest() -> str:
+    """Changes with everything that the compiled program depends on in this package."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(Path(loader.__file__).parent.iterdir()):
+        if path.suffix in (".c", ".h") or path.name in ("compile.py", "layout.py", "maps.py"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _read_stamp(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def detach_path(node: NodeConfig) -> list[str]:
+    """Takes the program off every interface and forgets maps and connections; returns the interfaces it was on."""
+    names = [interface.name for interface in node.interfaces if loader.detach(interface.name, node.pins)]
+    loader.remove(node.pins)
+    (node.run_dir / PROGRAM_STAMP).unlink(missing_ok=True)
+    # The kernel puts files of its own into a BPF file system; only directories are gateways.
+    if libbpf.is_bpffs(node.bpffs) and not any(path.is_dir() for path in node.bpffs.iterdir()):
+        with contextlib.suppress(OSError):  # mounted by the service manager, outside of our mount namespace
+            libbpf.unmount(node.bpffs)
+    return names
+
+
+def lost_interfaces(attached: list[Attached]) -> list[str]:
+    """Interfaces without our program: taken off by hand, displaced, or made anew. An absent interface is not listed."""
+    lost = []
+    for each in attached:
+        with contextlib.suppress(loader.LoaderError):
+            if loader.query(each.name).program != each.program:
+                lost.append(each.name)
+    return lost

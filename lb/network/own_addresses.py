@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gateway's own addresses: packets to and from them are never balanced."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from lb.configuration.model import IpAddress
+from lb.network.netlink import Monitor, Netlink
+
+if TYPE_CHECKING:
+    from lb.daemon import Daemon
+
+
+class OwnAddresses:
+    """Tells the packet engine which addresses the kernel has, VIPs left out, and follows changes."""
+
+    name = "own addresses"
+
+    def __init__(self, daemon: "Daemon") -> None:
+        self._daemon = daemon
+        self._monitor = Monitor(addresses=True)
+        self._again = asyncio.Event()
+
+    async def start(self) -> None:
+        self._daemon.loop.add_reader(self._monitor.fileno(), self._read)
+        self._daemon.store.on_change(lambda _old, _new: self._again.set())
+        await self._refresh()
+        self._daemon.keep(self._follow, self.name)
+
+    async def stop(self, planned: bool) -> None:
+        self._daemon.loop.remove_reader(self._monitor.fileno())
+        self._monitor.close()
+
+    def _read(self) -> None:
+        if self._monitor.read() or self._monitor.lost:
+            self._again.set()
+
+    async def _follow(self) -> None:
+        while True:
+            await self._again.wait()
+            self._again.clear()
+            try:
+                await self._refresh()
+            except OSError:
+                self._again.set()
+                raise
+
+    async def _refresh(self) -> None:
+        vips = {vip.ip for vip in self._daemon.store.current.vips}
+        await asyncio.to_thread(self._tell, vips)
+
+    def _tell(self, vips: set[IpAddress]) -> None:
+        with Netlink() as netlink:
+            own = {address.interface.ip for address in netlink.addresses()}
+        self._daemon.engine.set_own_addresses(own - vips)
