@@ -50,7 +50,7 @@ class Child:
             except OSError as error:
                 log.error("%s cannot be started (%s): %s", self.name, " ".join(self._command), error)
             else:
-                await _ended(self._process)
+                await ended(self._process)
                 log.warning(
                     "%s ended with code %s; it is started again in %.1f s", self.name, self._process.poll(), pause
                 )
@@ -70,13 +70,14 @@ class Child:
             return
         process.terminate()
         try:
-            await asyncio.wait_for(_ended(process), STOP_SECONDS)
+            async with asyncio.timeout(STOP_SECONDS):
+                await ended(process)
         except TimeoutError:
             process.kill()
-            await _ended(process)
+            await ended(process)
 
 
-async def _ended(process: "subprocess.Popen[bytes]") -> None:
+async def ended(process: "subprocess.Popen[bytes]") -> None:
     """Returns when the process has ended, and collects it."""
     loop = asyncio.get_running_loop()
     descriptor = os.pidfd_open(process.pid)

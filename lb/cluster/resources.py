@@ -9,52 +9,16 @@ A link that goes down is told by the kernel and needs no `fall` tries.
 import asyncio
 import contextlib
 import os
-import signal
-import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
 from lb.configuration.node import Resource
+from lb.health.probes import Judge, Outcome, bounded, ping, program, readable, script, tcp
 from lb.network.announce import Segment, probe
 from lb.network.links import LinkWatch
-
-DETAIL_LENGTH_MAX = 200
-SCRIPT_OUTPUT_BYTES_MAX = 4096
-_SOL_RAW, _ICMP_FILTER, _ICMPV6_FILTER = 255, 1, 1
-_ECHO_REPLY, _ECHO_REPLY_V6 = 0, 129
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The result of one try, with words for people."""
-
-    good: bool
-    detail: str
-
-
-@dataclass(slots=True)
-class Judge:
-    """Turns single outcomes into a state that does not flap. `healthy` is None before the first outcome."""
-
-    rise: int
-    fall: int
-    healthy: bool | None = None
-    _run: int = field(default=0, repr=False)
-
-    def observe(self, good: bool, *, certain: bool = False) -> bool:
-        """Take in an outcome; True when the state changed. A `certain` outcome needs no repetition."""
-        if good == self.healthy:
-            self._run = 0
-            return False
-        self._run += 1
-        if self.healthy is not None and not certain and self._run < (self.rise if good else self.fall):
-            return False
-        self.healthy, self._run = good, 0
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,58 +33,9 @@ class ResourceState:
     detail: str
 
 
-async def _readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
-
-    def finish() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    loop.add_reader(descriptor, finish)
-    try:
-        await done
-    finally:
-        loop.remove_reader(descriptor)
-
-
-def _ping_socket(version: int) -> socket.socket:
-    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    if version == 4:
-        sock = socket.socket(socket.AF_INET, kind, socket.IPPROTO_ICMP)
-        # A set bit blocks that type: only echo replies wake us.
-        sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~(1 << _ECHO_REPLY) & 0xFFFFFFFF))
-        return sock
-    sock = socket.socket(socket.AF_INET6, kind, socket.IPPROTO_ICMPV6)
-    blocked = bytearray(b"\xff" * 32)
-    word, bit = divmod(_ECHO_REPLY_V6, 32)
-    struct.pack_into("=I", blocked, word * 4, ~(1 << bit) & 0xFFFFFFFF)
-    sock.setsockopt(socket.IPPROTO_ICMPV6, _ICMPV6_FILTER, bytes(blocked))
-    return sock
-
-
-def _echo_request(version: int, identity: int, sequence: int) -> bytes:
-    if version == 6:
-        return struct.pack("!BBHHH", 128, 0, 0, identity, sequence)  # the kernel fills in the checksum
-    total = 0x0800 + identity + sequence
-    total = (total & 0xFFFF) + (total >> 16)
-    return struct.pack("!BBHHH", 8, 0, ~total & 0xFFFF, identity, sequence)
-
-
 async def check_ping(resource: Resource) -> Outcome:
     """An ICMP echo is answered."""
-    target = ip_address(resource.address)
-    identity, sequence = os.getpid() & 0xFFFF, time.monotonic_ns() >> 10 & 0xFFFF
-    with _ping_socket(target.version) as sock:
-        sock.connect((resource.address, 0))
-        began = time.monotonic()
-        sock.send(_echo_request(target.version, identity, sequence))
-        while True:
-            await _readable(sock.fileno())
-            reply = sock.recv(256)
-            reply = reply[(reply[0] & 0xF) * 4 :] if target.version == 4 else reply
-            if len(reply) >= 8 and struct.unpack_from("!HH", reply, 4) == (identity, sequence):
-                return Outcome(True, f"{resource.address} answered in {(time.monotonic() - began) * 1000:.1f} ms")
+    return await ping(resource.address)
 
 
 async def check_arp(resource: Resource) -> Outcome:
@@ -131,7 +46,7 @@ async def check_arp(resource: Resource) -> Outcome:
         segment.watch([target])
         segment.send([probe(segment.mac, target)])
         while True:
-            await _readable(segment.fileno())
+            await readable(segment.fileno())
             for claim in segment.claims():
                 if claim.address == target:
                     return Outcome(True, f"{resource.address} is at {claim.mac.hex(':')}")
@@ -141,12 +56,7 @@ async def check_arp(resource: Resource) -> Outcome:
 
 async def check_tcp(resource: Resource) -> Outcome:
     """A TCP connection is accepted."""
-    _, writer = await asyncio.open_connection(resource.address, resource.port)
-    # Reset instead of closing in order: a probe a second must not fill the target with TIME_WAIT.
-    sock = writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
-    return Outcome(True, f"{resource.address} port {resource.port} accepts")
+    return await tcp(resource.address, resource.port)
 
 
 def _running(name: str) -> bool:
@@ -169,35 +79,13 @@ async def check_process(resource: Resource) -> Outcome:
 
 async def check_unit(resource: Resource) -> Outcome:
     """A systemd unit is active."""
-    code, text = await _run(("systemctl", "is-active", resource.process))
+    code, text = await program(("systemctl", "is-active", resource.process))
     return Outcome(code == 0, f"unit {resource.process}: {text or code}")
 
 
 async def check_script(resource: Resource) -> Outcome:
     """A program ends with exit code 0."""
-    code, text = await _run(resource.command)
-    return Outcome(code == 0, f"exit code {code}{': ' + text if text else ''}")
-
-
-async def _run(command: tuple[str, ...]) -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,  # so that a timeout ends its children too
-    )
-    assert process.stdout is not None
-    try:
-        output = await process.stdout.read(SCRIPT_OUTPUT_BYTES_MAX)
-        while await process.stdout.read(SCRIPT_OUTPUT_BYTES_MAX):
-            pass
-        return await process.wait(), " ".join(output.decode(errors="replace").split())
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+    return await script(resource.command)
 
 
 CHECKS: dict[str, Callable[[Resource], Awaitable[Outcome]]] = {
@@ -212,18 +100,7 @@ CHECKS: dict[str, Callable[[Resource], Awaitable[Outcome]]] = {
 
 async def try_once(resource: Resource) -> Outcome:
     """One bounded try; whatever goes wrong is a bad outcome with its reason."""
-    timeout_s = resource.timeout_ms / 1000
-    try:
-        outcome = await asyncio.wait_for(CHECKS[resource.kind](resource), timeout_s)
-    except TimeoutError:
-        outcome = Outcome(False, f"no answer within {resource.timeout_ms} ms")
-    except OSError as error:
-        # asyncio's own wording leaves the reason out.
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        outcome = Outcome(False, f"{reason}: {error.filename}" if error.filename else reason)
-    except ValueError as error:
-        outcome = Outcome(False, str(error))
-    return Outcome(outcome.good, outcome.detail[:DETAIL_LENGTH_MAX])
+    return await bounded(CHECKS[resource.kind](resource), resource.timeout_ms)
 
 
 OnChange = Callable[[ResourceState], None]

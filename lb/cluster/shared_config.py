@@ -117,7 +117,8 @@ class SharedStore:
         assert self._ring is not None
         value = encode(config, restored=restored)
         try:
-            await asyncio.wait_for(self._ring.data.put(KEY, value, version=item_version), APPLY_TIMEOUT_S)
+            async with asyncio.timeout(APPLY_TIMEOUT_S):
+                await self._ring.data.put(KEY, value, version=item_version)
         except (TimeoutError, OutcomeUnknown, RequestRefused) as error:
             remedy = "look at `lbctl nodes`; if this part of the cluster serves, look at `lbctl config` and try again"
             reason = str(error) or f"no answer within {APPLY_TIMEOUT_S:.0f} s"

@@ -68,7 +68,8 @@ class EngineDriver:
     async def _run(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._work.wait(), RETRY_SECONDS if self._error else None)
+                async with asyncio.timeout(RETRY_SECONDS if self._error else None):
+                    await self._work.wait()
             self._work.clear()
             trying, config, facts = self._requested, self._config, self._facts
             self._config, self._facts = None, {}

@@ -174,7 +174,8 @@ class Neighbours:
         while True:
             until = min(refresh_at, retry_at) if self._missing() else refresh_at
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(0.0, until - loop.time()))
+                async with asyncio.timeout_at(until):
+                    await self._wake.wait()
                 await asyncio.sleep(SETTLE_SECONDS)
             now = loop.time()
             ask: Ask = "all" if now >= refresh_at else "missing" if now >= retry_at else "nobody"

@@ -11,11 +11,15 @@ import itertools
 import os
 import signal
 import socket
+import ssl
 import struct
+import subprocess
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+
+from lb.children import ended
 
 DETAIL_LENGTH_MAX = 200
 PROGRAM_OUTPUT_BYTES_MAX = 4096
@@ -63,8 +67,16 @@ async def bounded(probe: Awaitable[Outcome], timeout_ms: int) -> Outcome:
     except TimeoutError:
         outcome = Outcome(False, f"no answer within {timeout_ms} ms")
     except (OSError, ValueError) as error:
-        outcome = Outcome(False, str(error) or type(error).__name__)
+        outcome = Outcome(False, _wording(error))
     return Outcome(outcome.good, outcome.detail[:DETAIL_LENGTH_MAX])
+
+
+def _wording(error: Exception) -> str:
+    # Errors of TLS and of name resolution have numbers of their own; of the others asyncio leaves the reason out.
+    if isinstance(error, OSError) and error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):
+        reason = os.strerror(error.errno)
+        return f"{reason}: {error.filename}" if error.filename else reason
+    return str(error) or type(error).__name__
 
 
 async def readable(descriptor: int) -> None:
@@ -138,25 +150,60 @@ async def tcp(address: str, port: int) -> Outcome:
 
 
 async def program(command: tuple[str, ...]) -> tuple[int, str]:
-    """Run a program without a shell; its exit code and the beginning of its output. Killed when cancelled."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,  # so that a timeout ends its children too
-    )
-    assert process.stdout is not None
+    """Run a program without a shell; its exit code and the beginning of its output. Killed when cancelled.
+
+    It is started in a worker thread, as `lb.children` does and for the same reason.
+    """
+    process = await _start(command)
     try:
-        output = await process.stdout.read(PROGRAM_OUTPUT_BYTES_MAX)
-        while await process.stdout.read(PROGRAM_OUTPUT_BYTES_MAX):
-            pass
-        return await process.wait(), " ".join(output.decode(errors="replace").split())
+        output = await _output(process)
+        await ended(process)
+        return process.returncode, " ".join(output.decode(errors="replace").split())
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        await _finish(process)
+
+
+async def _start(command: tuple[str, ...]) -> "subprocess.Popen[bytes]":
+    starting = asyncio.ensure_future(
+        asyncio.to_thread(
+            subprocess.Popen,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that a timeout ends its children too
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # The thread cannot be stopped any more: what it starts is ended as soon as it is there.
+        with contextlib.suppress(OSError):
+            await _finish(await starting)
+        raise
+
+
+async def _output(process: "subprocess.Popen[bytes]") -> bytes:
+    """All of it is read, so that the program never waits for us; the beginning is kept."""
+    assert process.stdout is not None
+    descriptor = process.stdout.fileno()
+    kept = b""
+    while True:
+        await readable(descriptor)
+        data = os.read(descriptor, PROGRAM_OUTPUT_BYTES_MAX)
+        if not data:
+            return kept
+        kept += data[: PROGRAM_OUTPUT_BYTES_MAX - len(kept)]
+
+
+async def _finish(process: "subprocess.Popen[bytes]") -> None:
+    """Leave nothing of it behind."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await ended(process)
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 async def script(command: tuple[str, ...]) -> Outcome:

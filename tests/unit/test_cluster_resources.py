@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.cluster.resources import Judge, Resources, ResourceState, try_once
+from lb.cluster.resources import Resources, ResourceState, try_once
 from lb.configuration.node import Resource
+from lb.health.probes import Judge
 from tests.unit.cluster_namespaces import pair, run
 
 
