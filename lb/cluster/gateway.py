@@ -3,7 +3,7 @@
 
 What happens when: a committed view or a change of the shared data is taken into `ClusterState`; `_react` then makes
 this gateway hold what the state says it owns, hands on what it has released, and, on the coordinator, plans. All
-decisions are pure functions of the replicated state (`lb.ownership`); this file carries them out.
+decisions are pure functions of the replicated state (`lb.cluster.ownership`); this file carries them out.
 """
 
 import asyncio
@@ -11,47 +11,42 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from ebpf.layout import Setting
 from lb.cluster.journal import ClusterJournal
 from lb.cluster.lease import KernelLease
 from lb.cluster.methods import register_methods
 from lb.cluster.own_node import OwnNode
 from lb.cluster.ownership import (
-    HOLDING_PREFIX,
     RESTART_PREFIX,
     Holding,
-    Write,
     confirm,
     decide,
     hand_on,
-    pack,
     to_hold,
 )
+from lb.cluster.ownership_writer import OwnershipWriter
 from lb.cluster.placement import Standing
 from lb.cluster.planned_restart import GRACE_S, LEASE_S, Patience, forget_restart, note_restart, noted_restart
 from lb.cluster.resources import Resources, ResourceState
+from lb.cluster.ring_settings import ring_config
 from lb.cluster.shared_config import SharedStore
 from lb.cluster.state import ClusterState
 from lb.cluster.stats import ClusterStats
-from lb.cluster.steering import Peering, SteeringWriter, peering
+from lb.cluster.steering import peering
+from lb.cluster.steering_task import SteeringTask
 from lb.cluster.vip_manager import VipManager
 from lb.configuration.model import ClusterConfig
-from lb.configuration.node import NodeConfig
 from lb.connections.replication import Replication
 from lb.engine.packet_engine import read_held
 from lb.events import Event
 from lb.health.board import REPORT_PREFIX, SLOW_START_PREFIX, HealthBoard
 from lb.workers import worker_pool
-from sync.config import Mode, Policy, RingConfig
-from sync.data import OutcomeUnknown, RequestRefused, VersionConflict
-from sync.driver import MulticastFailed, Ring, peer_paths
+from sync.data import OutcomeUnknown, RequestRefused
+from sync.driver import MulticastFailed, Ring
 from sync.events import TokenVisit, View
-from sync.key_file import load_key_file
 from sync.shared import Change, Replaced
 
 if TYPE_CHECKING:
@@ -59,33 +54,13 @@ if TYPE_CHECKING:
 
 FIRST_VIEW_TIMEOUT_S = 10.0
 RELEASE_TIMEOUT_S = 3.0
-BEACON_MS = 250.0
 TICK_S = 1.0
 # After a view, members' addresses may be unknown for a while: a claim from them is no stranger's.
 JUDGE_AFTER_S = 3.0
 # A gateway that is alone because it has just started, or because its links have just come back, first looks for the
 # others before it takes what may be theirs.
 PATIENCE_S = 1.0
-_MODES = {"consistent": Mode.CONSISTENT, "fast": Mode.FAST}
-_POLICIES = {"continue": Policy.ALL, "majority": Policy.MAJORITY, "critical": Policy.CRITICAL}
 log = logging.getLogger("lb.cluster")
-
-
-def ring_config(node: NodeConfig) -> RingConfig:
-    """The ring's settings from the node file. Raises what the key file and the addresses raise, with the remedy."""
-    ring = node.ring
-    assert ring is not None
-    return RingConfig(
-        node=node.node.id,
-        peers={peer.id: peer_paths(ring.listen, peer.addresses) for peer in ring.peers.values()},
-        cluster=node.cluster,
-        keys=load_key_file(Path(ring.key_file)),
-        encrypt=ring.encrypt,
-        failure_detection_ms=float(ring.failure_detection_ms),
-        beacon_ms=max(BEACON_MS, float(ring.failure_detection_ms)),
-        mode=_MODES[ring.mode],
-        policy=_POLICIES[ring.partition_policy],
-    )
 
 
 class Cluster:
@@ -109,15 +84,13 @@ class Cluster:
         self.stats: ClusterStats
         self.replication: Replication
         self.resources = Resources(node.resources, self._resource_changed)
-        self._steering: SteeringWriter
+        self._steering: SteeringTask
         self._workers = worker_pool(node, 2, "cluster")
         self._patience = Patience(self._restart_overdue)
-        self._steering_wanted: Peering | None = None
-        self._steering_change = asyncio.Event()
         self._first_view = asyncio.Event()
         self._owns_nothing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._writing = False
+        self._writer = OwnershipWriter(self.ring, self.state, self._react)
         self._stopping = False
         # Alone, addresses are taken only after this time.
         self._patient_until = 0.0
@@ -148,7 +121,7 @@ class Cluster:
         if not self._kept_until:
             self.lease.end()
         await asyncio.to_thread(engine.hold, keep)
-        self._steering = SteeringWriter(engine.maps)
+        self._steering = SteeringTask(engine, self._workers)
         self.own = OwnNode(
             daemon.node,
             daemon.started_at,
@@ -172,12 +145,13 @@ class Cluster:
         self.ring.start()
         self.replication.start()
         self._tasks = [
-            loop.create_task(self._write_steering(), name="steering"),
+            loop.create_task(self._steering.run(), name="steering"),
             loop.create_task(self._tick(), name="cluster tick"),
             loop.create_task(self.stats.run(), name="cluster stats"),
         ]
         try:
-            await asyncio.wait_for(self._first_view.wait(), FIRST_VIEW_TIMEOUT_S)
+            async with asyncio.timeout(FIRST_VIEW_TIMEOUT_S):
+                await self._first_view.wait()
         except TimeoutError:
             log.warning("no view of the ring within %.0f s: going on, waiting for one", FIRST_VIEW_TIMEOUT_S)
 
@@ -195,7 +169,8 @@ class Cluster:
         self._stopping = self.own.stopping = True
         await self.resources.stop()
         with contextlib.suppress(TimeoutError, OutcomeUnknown, RequestRefused, MulticastFailed):
-            await asyncio.wait_for(self._excuse_myself() if planned else self._give_up_all(), RELEASE_TIMEOUT_S)
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await (self._excuse_myself() if planned else self._give_up_all())
         await self.ring.leave()
         self.ring.close()
         for task in self._tasks:
@@ -279,14 +254,14 @@ class Cluster:
             self._owns_nothing.set()
         cluster = state.cluster(self.store.current)
         # The way to the others first: what a new address attracts must not be steered to a node that is gone.
-        self._steer(peering(cluster, self.node, self.own.local_links()))
+        self._steering.want(peering(cluster, self.node, self.own.local_links()))
         hold = to_hold(cluster, self.node, () if self._keeping() else state.unconfirmed)
         before = self.vips.taken.keys()
         self.vips.want(hold)
         self._note_takeovers(hold - before)
         self.vips.member_macs |= frozenset(mac for fact in cluster.facts.values() for _, mac in fact.macs)
         self._patience.watch(state.restarting)
-        if self._writing or self._is_patient():
+        if self._writer.busy or self._is_patient():
             return
         now = time.time()
         writes = confirm(cluster, self.node, state.unconfirmed)
@@ -295,8 +270,7 @@ class Cluster:
             known = {write.address for write in writes}
             writes += [w for w in decide(cluster, may_rebalance=self._may_move(), now=now) if w.address not in known]
         if writes:
-            self._writing = True
-            self.daemon.spawn(self._write(writes), "VIP ownership")
+            self.daemon.spawn(self._writer.write(writes), "VIP ownership")
         elif self._waits_for_release(cluster.holdings):
             self.daemon.spawn(self._after_release(), "VIP release")
 
@@ -326,24 +300,6 @@ class Cluster:
         await self.vips.settled()
         self._react()
 
-    async def _write(self, writes: list[Write]) -> None:
-        try:
-            async with self.ring.transaction() as change:
-                for write in writes:
-                    key = HOLDING_PREFIX + write.address
-                    change.require(key, self.state.versions.get(write.address, 0) if write.before is not None else 0)
-                    if write.after is None:
-                        del change[key]
-                    else:
-                        change[key] = pack(write.after)
-        except VersionConflict:
-            pass  # somebody was first; what they made of it is decided on anew
-        except (OutcomeUnknown, RequestRefused) as error:
-            log.info("ownership not written: %s", error)
-        finally:
-            self._writing = False
-            self._react()
-
     def _note_takeovers(self, taken: frozenset[str]) -> None:
         for address in taken:
             holding = self.state.holdings.get(address)
@@ -355,36 +311,6 @@ class Cluster:
         if reason is not None:
             self._moved_at = time.monotonic()
             self._moves.add(1, reason)
-
-    # --- steering ----------------------------------------------------------------------------------------------------
-
-    def _steer(self, wanted: Peering) -> None:
-        """At once where the table is prepared (a member left), else soon, by a worker."""
-        if wanted != self._steering_wanted:
-            self._steering_wanted = wanted
-            with contextlib.suppress(OSError):
-                self._steering.write_prepared(wanted)
-            self._steering_change.set()
-
-    async def _write_steering(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._steering_change.wait()
-            self._steering_change.clear()
-            wanted = self._steering_wanted
-            assert wanted is not None
-            try:
-                await loop.run_in_executor(self._workers, self._put_steering, wanted)
-            except OSError as error:
-                log.error("steering is not in the packet path: %s", error)
-                await asyncio.sleep(0.2)
-                self._steering_change.set()
-
-    def _put_steering(self, wanted: Peering) -> None:
-        self._steering.write(wanted)
-        # Alone as well: answers of connections made through a gateway that is gone are then known for what they are.
-        self.daemon.engine.set_setting(Setting.STEERING, bool(wanted.sharing))
-        self._steering.prepare(wanted)
 
     # --- this node ---------------------------------------------------------------------------------------------------
 

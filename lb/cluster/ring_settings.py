@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ring's settings, from what the operator wrote into the node file."""
+
+from pathlib import Path
+
+from lb.configuration.node import NodeConfig
+from sync.config import Mode, Policy, RingConfig
+from sync.driver import peer_paths
+from sync.key_file import load_key_file
+
+BEACON_MS = 250.0
+_MODES = {"consistent": Mode.CONSISTENT, "fast": Mode.FAST}
+_POLICIES = {"continue": Policy.ALL, "majority": Policy.MAJORITY, "critical": Policy.CRITICAL}
+
+
+def ring_config(node: NodeConfig) -> RingConfig:
+    """The ring's settings from the node file. Raises what the key file and the addresses raise, with the remedy."""
+    ring = node.ring
+    assert ring is not None
+    return RingConfig(
+        node=node.node.id,
+        peers={peer.id: peer_paths(ring.listen, peer.addresses) for peer in ring.peers.values()},
+        cluster=node.cluster,
+        keys=load_key_file(Path(ring.key_file)),
+        encrypt=ring.encrypt,
+        failure_detection_ms=float(ring.failure_detection_ms),
+        beacon_ms=max(BEACON_MS, float(ring.failure_detection_ms)),
+        mode=_MODES[ring.mode],
+        policy=_POLICIES[ring.partition_policy],
+    )
