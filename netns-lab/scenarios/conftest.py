@@ -3,7 +3,6 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,11 +51,12 @@ def healing() -> Iterator[list[Lab]]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: "pytest.CallInfo[None]") -> Any:
-    """A failed scenario shows the end of every daemon's log."""
+    """A failed scenario shows the end of every daemon's log and journal."""
     outcome: Any = yield
     report = outcome.get_result()
     if report.failed:
-        for value in getattr(item, "funcargs", {}).values():
-            if isinstance(value, Lab):
-                for path in sorted(Path(value.directory, "log").glob("*-lbd.log")):
-                    report.sections.append((str(path.name), tail(path, 30)))
+        labs = {id(value): value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Lab)}
+        for lab in labs.values():
+            logs, journals = lab.directory.glob("log/*-lbd.log"), lab.directory.glob("gw*/state/events.jsonl")
+            for path in (*sorted(logs), *sorted(journals)):
+                report.sections.append((str(path.relative_to(lab.directory)), tail(path, 40)))
