@@ -82,7 +82,7 @@ def _linked(module: Module, name: str, descriptors: Mapping[str, int]) -> bytes:
     return bytes(instructions)
 
 
-def load(module: Module, maps_directory: Path, programs: Path) -> None:
+def load(module: Module, maps_directory: Path, programs: Path, kind: int = libbpf.PROGRAM_XDP) -> None:
     """Has the kernel verify every program and pins them in ``programs``; shared maps are opened from their pins."""
     wanted = {name for references in module.references.values() for name in references.values()}
     descriptors: dict[str, int] = {}
@@ -95,15 +95,15 @@ def load(module: Module, maps_directory: Path, programs: Path) -> None:
                 descriptors[name] = libbpf.map_create(
                     own.kind, name, own.key_size, own.value_size, own.max_entries, own.flags
                 )
-        _load_programs(module, descriptors, programs)
+        _load_programs(module, descriptors, programs, kind)
     finally:
         for fd in descriptors.values():
             os.close(fd)
 
 
-def _load_programs(module: Module, descriptors: Mapping[str, int], programs: Path) -> None:
+def _load_programs(module: Module, descriptors: Mapping[str, int], programs: Path, kind: int) -> None:
     for index, name in enumerate(module.programs):
-        fd = libbpf.program_load(name, _linked(module, name, descriptors))
+        fd = libbpf.program_load(name, _linked(module, name, descriptors), kind)
         if STEPS in descriptors:
             libbpf.set_u32(descriptors[STEPS], index, fd)
         libbpf.object_pin(fd, programs / name)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MAP_HASH, MAP_ARRAY, MAP_PROG_ARRAY = 1, 2, 3
 MAP_PERCPU_ARRAY, MAP_LRU_HASH, MAP_ARRAY_OF_MAPS, MAP_RINGBUF = 6, 9, 12, 27
 F_NO_PREALLOC, F_INNER_MAP = 0x1, 0x1000
 XDP_FLAGS_UPDATE_IF_NOEXIST, XDP_FLAGS_SKB, XDP_FLAGS_DRV, XDP_FLAGS_REPLACE = 1, 2, 4, 16
 
-_PROG_TYPE_XDP = 6
+PROGRAM_TRAFFIC_CONTROL, PROGRAM_XDP = 3, 6
 _VERIFIER_LOG_BYTES = 1 << 24
 _VERIFIER_LOG_LINES = 25
 _BPF_FS_MAGIC = 0xCAFE4A11
@@ -35,6 +37,8 @@ def _load() -> ctypes.CDLL:
 
 
 _LIB = _load()
+# What fails is raised with its reason; libbpf would also write lines of its own to stderr.
+_LIB.libbpf_set_print(None)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -150,6 +154,12 @@ def _check(result: int, what: str) -> int:
         error = ctypes.get_errno() or -result
         raise OSError(error, f"{what}: {os.strerror(error)}")
     return result
+
+
+def call(function: str, *arguments: Any, accept: Collection[int] = ()) -> int:
+    """Calls a function of libbpf by name; its result, negative for an errno in ``accept``."""
+    result = int(getattr(_LIB, function)(*arguments))
+    return result if -result in accept else _check(result, function)
 
 
 def map_create(
@@ -274,10 +284,10 @@ def xdp_query(ifindex: int) -> tuple[int, int]:
     return opts.drv_prog_id, opts.skb_prog_id
 
 
-def program_load(name: str, instructions: bytes) -> int:
-    """Descriptor of a new XDP program; raises VerifierError with what the verifier says."""
+def program_load(name: str, instructions: bytes, kind: int = PROGRAM_XDP) -> int:
+    """Descriptor of a new program; raises VerifierError with what the verifier says."""
     buffer = ctypes.create_string_buffer(instructions, len(instructions))
-    arguments = (_PROG_TYPE_XDP, name[:15].encode(), b"GPL", buffer, ctypes.c_size_t(len(instructions) // 8))
+    arguments = (kind, name[:15].encode(), b"GPL", buffer, ctypes.c_size_t(len(instructions) // 8))
     fd = _LIB.bpf_prog_load(*arguments, None)
     if fd >= 0:
         return int(fd)

@@ -159,7 +159,7 @@ def load_programs(node_directory: Path) -> Path:
     return directory
 
 
-def compile_source(name: str, maps_directory: Path, programs: Path) -> None:
+def compile_source(name: str, maps_directory: Path, programs: Path, kind: int = libbpf.PROGRAM_XDP) -> None:
     """Compiles one C file, unless the cache has it, and pins its programs in ``programs``."""
     key = source.fingerprint(name)
     module = bytecode.read_cache(key)
@@ -167,7 +167,7 @@ def compile_source(name: str, maps_directory: Path, programs: Path) -> None:
         module = _run_compiler(name, maps_directory)
         bytecode.write_cache(key, module)
     try:
-        bytecode.load(module, maps_directory, programs)
+        bytecode.load(module, maps_directory, programs, kind)
     except libbpf.VerifierError as error:
         remedy = "Linux 5.15 or newer is needed; if it is, report this with `lbctl doctor`"
         raise LoaderError("refused", str(error), remedy) from error

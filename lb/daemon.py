@@ -29,6 +29,7 @@ from lb.engine.neighbours import Neighbours
 from lb.engine.packet_engine import PacketEngine
 from lb.engine.packet_path import Attached, attach_path, detach_path, open_path
 from lb.engine.plan import Health, Hop
+from lb.engine.probe_way import ProbeWay
 from lb.events import Event, Journal, to_plain
 from lb.health.board import Condition, HealthBoard
 from lb.maintenance import LoopLag, PathWatch, Sweeps
@@ -84,6 +85,7 @@ class Daemon:
         self.driver: EngineDriver
         self.neighbours: Neighbours
         self.sweeps: Sweeps
+        self.probe_way: ProbeWay
         self.stopped = asyncio.Event()
         self.board = HealthBoard(node.node.id, self._share_alone, self._health_changed)
         self._unresolved = self.metrics.gauge("backends_unresolved", "Backends whose next hop is not known.")
@@ -115,7 +117,9 @@ class Daemon:
         self.neighbours = Neighbours(self._hops_changed)
         methods.register(self)
         self.sweeps = Sweeps(self)
-        self.components = [self._cluster_component(), OwnAddresses(self), self.sweeps, PathWatch(self)]
+        self.probe_way = ProbeWay(self)
+        parts: list[Component] = [OwnAddresses(self), self.sweeps, PathWatch(self), self.probe_way]
+        self.components = [self._cluster_component(), *parts]
         await self.driver.start()
         self._follow_store()
         # Maps first, program last: from its first packet on the path knows everything.
@@ -165,7 +169,14 @@ class Daemon:
         self.neighbours.configure(config)
         if any(service.health is not None for service in config.services) and "health" in self._children:
             self.spawn(self._children["health"].start(), "health child")
+        self.probe_way.configure()
         self.control.publish("health", {"kind": "targets.changed"})
+
+    def reach_vips(self, ready: bool | None) -> None:
+        """Whether health checks can reach a VIP on one backend; see `HealthBoard.way_to_vips`."""
+        if ready != self.board.reaches_vips:
+            self.board.way_to_vips(ready)
+            self.control.publish("health", {"kind": "targets.changed"})
 
     def _hops_changed(self, hops: dict[int, Hop], sources: dict[int, IpAddress]) -> None:
         self.driver.request(hops=hops)

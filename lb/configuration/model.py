@@ -34,6 +34,7 @@ Protocol = Literal["tcp", "udp"]
 Replicate = Literal["established", "all", "none"]
 DeathPolicy = Literal["reset", "rechoose"]
 HealthKind = Literal["tcp", "http", "https", "udp", "dns", "icmp", "script"]
+Reach = Literal["vip", "address"]
 RebalanceMode = Literal["off", "count", "load"]
 
 
@@ -150,6 +151,11 @@ class HealthCheck(Strict):
     send: str = described("`udp`: text sent; `dns`: the name asked for.", default="")
     command: tuple[str, ...] = described(
         "`script`: program and arguments; exit code 0 means alive. Address and port are appended.", default=()
+    )
+    reach: Reach = described(
+        "`dsr`, `tunnel`: `vip`: the check reaches the VIP on the backend, as clients' packets do; `address`: the "
+        "backend's own address. Always the latter for `nat`, for `script`, and where a tunnel changes the IP version.",
+        default="vip",
     )
     slow_start_s: Annotated[int, Ge(0), Le(3600)] = described(
         "A backend that comes back reaches its full weight over this time.", default=0

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ebpf import libbpf, loader
+from ebpf import libbpf, loader, probe_path
 from ebpf.layout import AddressFlag
 from ebpf.maps import LayoutMismatchError, Maps, MapsMissingError
 from lb.configuration.node import NodeConfig
@@ -87,6 +87,7 @@ def _read_stamp(path: Path) -> str:
 def detach_path(node: NodeConfig) -> list[str]:
     """Takes the program off every interface and forgets maps and connections; returns the interfaces it was on."""
     names = [interface.name for interface in node.interfaces if loader.detach(interface.name, node.pins)]
+    probe_path.detach([interface.name for interface in node.interfaces], node.pins)
     loader.remove(node.pins)
     (node.run_dir / PROGRAM_STAMP).unlink(missing_ok=True)
     # The kernel puts files of its own into a BPF file system; only directories are gateways.

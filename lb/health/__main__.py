@@ -80,6 +80,7 @@ def target_from_plain(plain: Mapping[str, Any]) -> Target:
         port=plain["port"],
         host=plain["host"],
         check=from_plain(HealthCheck, plain["check"]),
+        mark=plain["mark"],
     )
 
 

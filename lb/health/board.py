@@ -19,6 +19,7 @@ from typing import Any
 
 import msgpack
 
+from ebpf.probe_path import mark_of
 from lb.configuration.model import Backend, ClusterConfig, Service, to_plain
 from lb.health.agreement import Report, checkers, slow_start_weight, verdict
 
@@ -45,6 +46,22 @@ class Condition:
 UNCHECKED = Condition(True, FULL, "not checked", 0.0)
 
 
+def reaches_vip(service: Service, backend: Backend) -> bool:
+    """Whether checks of a backend are to reach the VIP on it: where clients' packets arrive with that destination.
+
+    Not where a tunnel changes the IP version (a probe's socket has the backend's), nor for programs, which open sockets
+    of their own.
+    """
+    health = service.health
+    return (
+        health is not None
+        and health.reach == "vip"
+        and health.kind != "script"
+        and service.forward in ("dsr", "tunnel")
+        and service.ip.version == backend.ip.version
+    )
+
+
 class HealthBoard:
     """Conditions of all backends. `changed` is called with those that became different."""
 
@@ -65,6 +82,7 @@ class HealthBoard:
         self._reports: dict[int, dict[int, Report]] = {}
         self._tenths: dict[int, int] = {}
         self._conditions: dict[int, Condition] = {}
+        self.reaches_vips: bool | None = None
         self.malformed = 0
 
     def configure(self, config: ClusterConfig) -> None:
@@ -91,6 +109,12 @@ class HealthBoard:
     def conditions(self) -> dict[int, Condition]:
         return dict(self._conditions)
 
+    def way_to_vips(self, ready: bool | None) -> None:
+        """Whether checks can reach a VIP on one backend: True, False (they go to the backend's own address), or None
+        while that is not known yet (they wait).
+        """
+        self.reaches_vips = ready
+
     def targets(self) -> list[dict[str, Any]]:
         """What this gateway is to check, as plain values for the health process."""
         return [
@@ -101,9 +125,12 @@ class HealthBoard:
                 "port": service.health.port or service.port_of(backend),
                 "host": service.address,
                 "check": to_plain(service.health),
+                "mark": mark_of(backend.id) if self.reaches_vips and reaches_vip(service, backend) else 0,
             }
             for service, backend in self._checked.values()
-            if service.health is not None and self._node_id in checkers(backend.id, self._members)
+            if service.health is not None
+            and self._node_id in checkers(backend.id, self._members)
+            and (self.reaches_vips is not None or not reaches_vip(service, backend))
         ]
 
     def report(self, findings: Iterable[Mapping[str, Any]]) -> None:

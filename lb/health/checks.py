@@ -2,6 +2,7 @@
 """One try of one backend, by kind of check."""
 
 import asyncio
+import socket
 import ssl
 import struct
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ from typing import Any
 import h11
 
 from lb.configuration.model import HealthCheck
-from lb.health.probes import Outcome, ping, reset_on_close, script, tcp
+from lb.health.probes import Outcome, connected, marked, ping, reset_on_close, script, tcp
 
 BODY_BYTES_MAX = 64 << 10
 DATAGRAM_BYTES_MAX = 4096
@@ -22,7 +23,11 @@ _DNS_RESPONSE, _DNS_RCODE = 0x8000, 0x000F
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A backend to try: `address` and `port` are those the check goes to, `host` the service's own address."""
+    """A backend to try: `address` and `port` are those the check goes to, `host` the service's own address.
+
+    With a `mark` the check's packets carry it, and the kernel brings them to the VIP on that backend instead
+    (ebpf/probe_path.c); the sockets are told nothing of that.
+    """
 
     backend_id: int
     name: str
@@ -30,14 +35,15 @@ class Target:
     port: int
     host: str
     check: HealthCheck
+    mark: int = 0
 
 
 async def check_tcp(target: Target) -> Outcome:
-    return await tcp(target.address, target.port)
+    return await tcp(target.address, target.port, target.mark)
 
 
 async def check_icmp(target: Target) -> Outcome:
-    return await ping(target.address)
+    return await ping(target.address, target.mark)
 
 
 async def check_script(target: Target) -> Outcome:
@@ -48,7 +54,8 @@ async def check_http(target: Target) -> Outcome:
     """A GET is answered with an expected status and, where asked for, a body that contains the text."""
     tls = tls_context(target.check) if target.check.kind == "https" else None
     name = (target.check.tls_name or target.check.host or target.host) if tls else None
-    reader, writer = await asyncio.open_connection(target.address, target.port, ssl=tls, server_hostname=name)
+    sock = await connected(target.address, target.port, target.mark)
+    reader, writer = await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=name)
     try:
         status, body = await _get(reader, writer, target)
     except h11.ProtocolError as error:
@@ -114,9 +121,15 @@ class _OneAnswer(asyncio.DatagramProtocol):
             self.answer.set_exception(exc)
 
 
-async def _exchange(address: str, port: int, payload: bytes) -> bytes:
+async def _exchange(target: Target, payload: bytes) -> bytes:
     loop = asyncio.get_running_loop()
-    transport, protocol = await loop.create_datagram_endpoint(_OneAnswer, remote_addr=(address, port))
+    sock = marked(target.address, socket.SOCK_DGRAM, target.mark)
+    try:
+        sock.connect((target.address, target.port))
+    except OSError:
+        sock.close()
+        raise
+    transport, protocol = await loop.create_datagram_endpoint(_OneAnswer, sock=sock)
     try:
         transport.sendto(payload)
         return await protocol.answer
@@ -126,7 +139,7 @@ async def _exchange(address: str, port: int, payload: bytes) -> bytes:
 
 async def check_udp(target: Target) -> Outcome:
     """A datagram is answered; with `body`, by one that contains it."""
-    answer = await _exchange(target.address, target.port, target.check.send.encode())
+    answer = await _exchange(target, target.check.send.encode())
     if target.check.body and target.check.body.encode() not in answer:
         return Outcome(False, f"answered, but without {target.check.body!r}")
     return Outcome(True, f"{len(answer)} bytes answered")
@@ -153,7 +166,7 @@ def judge_dns(answer: bytes) -> Outcome:
 
 
 async def check_dns(target: Target) -> Outcome:
-    return judge_dns(await _exchange(target.address, target.port, dns_query(target.check.send or ".")))
+    return judge_dns(await _exchange(target, dns_query(target.check.send or ".")))
 
 
 CHECKS: dict[str, Callable[[Target], Awaitable[Outcome]]] = {

@@ -95,6 +95,26 @@ async def readable(descriptor: int) -> None:
         loop.remove_reader(descriptor)
 
 
+def marked(address: str, kind: socket.SocketKind, mark: int) -> socket.socket:
+    """A socket of the address's family whose packets carry `mark` (0: none)."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    if mark:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+    return sock
+
+
+async def connected(address: str, port: int, mark: int = 0) -> socket.socket:
+    """A TCP connection to an address (no name), its packets marked."""
+    sock = marked(address, socket.SOCK_STREAM, mark)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, (address, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def _ping_socket(version: int) -> socket.socket:
     kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     if version == 4:
@@ -118,11 +138,13 @@ def _echo_request(version: int, identity: int, sequence: int) -> bytes:
     return struct.pack("!BBHHH", 8, 0, ~total & 0xFFFF, identity, sequence)
 
 
-async def ping(address: str) -> Outcome:
+async def ping(address: str, mark: int = 0) -> Outcome:
     """An ICMP echo is answered."""
     target = ip_address(address)
     identity, sequence = os.getpid() & 0xFFFF, next(_echo_sequence) & 0xFFFF
     with _ping_socket(target.version) as sock:
+        if mark:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         sock.connect((address, 0))
         began = time.monotonic()
         sock.send(_echo_request(target.version, identity, sequence))
@@ -142,9 +164,9 @@ def reset_on_close(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-async def tcp(address: str, port: int) -> Outcome:
+async def tcp(address: str, port: int, mark: int = 0) -> Outcome:
     """A TCP connection is accepted."""
-    _, writer = await asyncio.open_connection(address, port)
+    _, writer = await asyncio.open_connection(sock=await connected(address, port, mark))
     reset_on_close(writer)
     return Outcome(True, f"{address} port {port} accepts")
 
