@@ -45,9 +45,28 @@ def attach_path(node: NodeConfig) -> list[Attached]:
     for interface in node.interfaces:
         done = loader.attach(interface.name, node.pins, loader.Mode(interface.xdp))
         attached.append(Attached(done.interface, str(done.mode), done.program))
+    _let_kernel_help([interface.name for interface in node.interfaces])
     loader.drop_old_versions(node.pins)
     stamp.write_text(digest)
     return attached
+
+
+def _let_kernel_help(names: list[str]) -> None:
+    """Translated packets whose next hop is unknown go through the kernel, from an address that may be its own.
+
+    Without this it drops such answers as forged: a gateway that holds the addresses of both sides, and that nobody has
+    asked by ARP yet because it took over by announcement, would answer nobody.
+    """
+    with Netlink() as netlink:
+        for link in netlink.links():
+            if link.name in names:
+                netlink.accept_own_sources(link.index, loosely=_is_strict(link.name))
+
+
+def _is_strict(interface: str) -> bool:
+    """Whether packets must come in where an answer would go out (RFC 3704); the stricter of the two settings counts."""
+    values = [int(Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").read_text()) for name in ("all", interface)]
+    return max(values) == 1
 
 
 def release_held(node: NodeConfig) -> list[str]:

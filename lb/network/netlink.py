@@ -24,7 +24,7 @@ MONITOR_BATCH_MAX = 1024
 
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_REPLACE, _NLM_F_DUMP, _NLM_F_CREATE = 0x1, 0x4, 0x100, 0x300, 0x400
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _RTM_GETROUTE = 26
 _RTM_NEWNEIGH, _RTM_DELNEIGH, _RTM_GETNEIGH = 28, 29, 30
@@ -36,7 +36,9 @@ _ADDRESS = struct.Struct("=BBBBi")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_OPERSTATE = 1, 3, 4, 16
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_OPERSTATE, _IFLA_AF_SPEC = 1, 3, 4, 16, 26
+_IFLA_INET_CONF = 1
+_DEVCONF_RP_FILTER, _DEVCONF_ACCEPT_LOCAL = 8, 23
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS = 1, 2, 6, 8
 _NDA_DST, _NDA_LLADDR = 1, 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC = 1, 4, 5, 7
@@ -254,6 +256,19 @@ class Netlink:
         # NTF_USE: let the kernel's own state machine do it, without forcing a state.
         body = body[:10] + b"\x01" + body[11:]
         self._request(_RTM_NEWNEIGH, _NLM_F_CREATE | _NLM_F_REPLACE, body, f"resolve {address} on interface {index}")
+
+    def accept_own_sources(self, index: int, *, loosely: bool) -> None:
+        """Let the kernel forward IPv4 packets that come in on interface `index` from an address of this host.
+
+        `loosely`: also take the strict reverse path filter off. As sysctls these would be `accept_local = 1` and
+        `rp_filter = 2`; over netlink they need no writable /proc/sys.
+        """
+        settings = _attribute(_DEVCONF_ACCEPT_LOCAL, struct.pack("=I", 1))
+        if loosely:
+            settings += _attribute(_DEVCONF_RP_FILTER, struct.pack("=I", 2))
+        family = _attribute(socket.AF_INET, _attribute(_IFLA_INET_CONF, settings))
+        body = _LINK.pack(0, 0, index, 0, 0) + _attribute(_IFLA_AF_SPEC, family)
+        self._request(_RTM_SETLINK, 0, body, f"accept own sources on interface {index}")
 
     def _dump(self, kind: int, wanted: int, body: bytes) -> list[memoryview]:
         return self._exchange(kind, _NLM_F_DUMP, body, "dump", wanted)

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from netlab import cluster, faults, services
 from netlab.lab import Argument, Lab, LabMaker, eventually
-from netlab.topology import CROSS_FAMILY_HTTP_PORT
+from netlab.topology import CROSS_FAMILY_HTTP_PORT, HTTP_PORT
 
 CONNECTIONS = 600
 # The backends listen there, and no service of the topology translates to it.
@@ -80,3 +80,19 @@ def test_a_download_through_the_cluster_survives_leave_and_join(lab: Lab) -> Non
 def moving(lab: Lab) -> bool:
     command = ["ss", "-Htn", "state", "established", f"dport = :{PORT}"]
     return len(lab.run("client", command).stdout.splitlines()) >= 8
+
+
+def test_a_gateway_that_holds_both_sides_answers_clients_it_has_never_heard_of(lab: Lab) -> None:
+    """After a takeover clients send at once, without the question by which the new owner would know them."""
+    owner = "gw3"
+    vips = [lab.topology.vip(4, segment) for segment in ("outside", "inside")]
+    for vip in vips:
+        if cluster.owner(lab, vip) != owner:
+            lab.api("gw1", "POST", f"/v1/vips/{vip}/move", {"node": owner})
+    eventually(lambda: {cluster.owners(lab)[vip] for vip in vips} == {owner})
+    known = json.loads(lab.run(owner, ["ip", "-j", "neighbour", "show", "dev", "eth0"]).stdout)
+    client = lab.topology.node("client").address("outside", 4)
+    if client in [entry["dst"] for entry in known]:
+        lab.run(owner, ["ip", "neighbour", "delete", client, "dev", "eth0"])
+    report = lab.measure("http_load", vips[0], HTTP_PORT, "--connections", 20, "--timeout", 2)
+    assert (report["failed"], report["requests"]) == (0, 20), report

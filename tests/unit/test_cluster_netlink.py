@@ -39,6 +39,11 @@ with Netlink() as kernel:
         kernel.route_to(ip_address("192.0.2.1"))
     except NetlinkError as error:
         seen["unreachable"] = error.errno
+    settings = "/proc/sys/net/ipv4/conf/wire/"
+    seen["sources"] = []
+    for loosely in (False, True):
+        kernel.accept_own_sources(wire.index, loosely=loosely)
+        seen["sources"].append([int(open(settings + name).read()) for name in ("accept_local", "rp_filter")])
     seen["deleted"] = [kernel.delete_address(wire.index, vip) for vip in (four, six, six)]
     changes = monitor.read()
     kinds = {(type(change.object).__name__, change.gone) for change in changes}
@@ -58,9 +63,10 @@ def test_requests_and_notifications() -> None:
         "usable": ["10.9.0.2", "fd09::2"],
         "route": [True, None, "10.9.0.1"],
         "source6": "fd09::1",
+        "sources": [[1, 0], [1, 2]],
         "unreachable": errno.ENETUNREACH,
         "deleted": [True, True, False],
-        "changes": ["Address+", "Address-", "Neighbour+"],
+        "changes": ["Address+", "Address-", "Link+", "Neighbour+"],
     }
 
 
