@@ -42,6 +42,7 @@ lab: setup
 fuzz: setup
 	$(PY) -m tests.fuzz.configuration --count 100000
 	$(PY) -m tests.fuzz.datagrams --count 1000000
+	$(PY) -m tests.fuzz.requests --count 50000
 	$(PY) -m tests.packet.oracle --count 1000000 --seed 3
 
 install:

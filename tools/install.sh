@@ -28,6 +28,15 @@ fi
 env -u PYTHONDONTWRITEBYTECODE "$DESTDIR$home/bin/pip" install -q --disable-pip-version-check $constraint "$work"
 site=$("$DESTDIR$home/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 ln -sfn /usr/lib/python3/dist-packages/bcc "$site/bcc"
+
+share=$DESTDIR$PREFIX/share
+# Debian's zsh looks for packages' completions in a folder of their own.
+case $PREFIX in /usr) zsh=vendor-completions ;; *) zsh=site-functions ;; esac
+mkdir -p "$share/bash-completion/completions" "$share/zsh/$zsh" "$share/fish/vendor_completions.d"
+completion() { "$DESTDIR$home/bin/python" -m tools.lbctl.completion "$1"; }
+completion bash > "$share/bash-completion/completions/lbctl"
+completion zsh > "$share/zsh/$zsh/_lbctl"
+completion fish > "$share/fish/vendor_completions.d/lbctl.fish"
 # Not needed at run time.
 "$DESTDIR$home/bin/python" -m pip uninstall -q -y --disable-pip-version-check setuptools pip
 rm -rf "$DESTDIR$home/include"
