@@ -178,10 +178,10 @@ def _roff(text: str) -> str:
 
 def api_markdown() -> str:
     """The whole of docs/api.md."""
-    from lb.api.openapi import document
     from lb.api.problems import STATUS_OF_CODE
+    from lb.api.routes import description
 
-    description = document()
+    description = description()
     parts = [SPDX, GENERATED, API_HEAD.rstrip()]
     parts += [f"| `{code}` | {status.value} |" for code, status in STATUS_OF_CODE.items()]
     parts.append("\n## Calls\n")
