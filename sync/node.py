@@ -63,9 +63,10 @@ class _Link:
         self.failed: list[int] = []
         self._failed_handle = 0
 
-    def send(self, now: float, peer: int, channel: int, buffers: Buffers) -> int:
+    def send(self, now: float, peer: int, channel: int, buffers: Buffers, patience: float = 0.0) -> int:
+        payload = buffers[0] if len(buffers) == 1 else buffers
         try:
-            return self._transport.send(now, peer, channel, buffers[0] if len(buffers) == 1 else buffers)
+            return self._transport.send(now, peer, channel, payload, patience=patience)
         except (Backlogged, KeyError):
             self._failed_handle -= 1
             self.failed.append(self._failed_handle)

@@ -123,7 +123,10 @@ class Vip(Answer):
     owner: str | None = Field(None, description="node that answers for it, null while nobody does")
     since: float | None = Field(None, description="when the owner took it")
     reason: str | None = Field(None, description="why it is where it is")
-    lease_ms: float | None = Field(None, description="rest of the kernel lease at the owner")
+    lease_ms: float | None = Field(
+        None, description="rest of the owner's kernel lease: now if asked there, else as it told last (once a second)"
+    )
+    packets_per_s: float | None = Field(None, description="to its services, on all gateways together, averaged")
     prefer: list[str] = []
     pin: str | None = None
     state: str | None = None

@@ -17,6 +17,7 @@ import msgpack
 
 from lb.cluster.journal import ClusterJournal
 from lb.cluster.lease import KernelLease
+from lb.cluster.load import LoadMeter
 from lb.cluster.own_node import OwnNode
 from lb.cluster.ownership import (
     RESTART_PREFIX,
@@ -33,7 +34,7 @@ from lb.cluster.resources import Resources, ResourceState
 from lb.cluster.ring_settings import ring_config
 from lb.cluster.shared_config import SharedStore
 from lb.cluster.state import ClusterState
-from lb.cluster.stats import ClusterStats
+from lb.cluster.stats import ClusterStats, VipFigures
 from lb.cluster.steering import peering
 from lb.cluster.steering_task import SteeringTask
 from lb.cluster.vip_manager import VipManager
@@ -82,6 +83,7 @@ class Cluster:
         self.replication: Replication
         self.resources = Resources(node.resources, self._resource_changed)
         self._steering: SteeringTask
+        self._loads: LoadMeter
         self._workers = worker_pool(node, 2, "cluster")
         self._patience = Patience(self._restart_overdue)
         self._first_view = asyncio.Event()
@@ -128,11 +130,18 @@ class Cluster:
             self._links_changed,
         )
         self.own.config_version = self.store.current.version
-        self.vips = VipManager(gateway.node, engine.hold, self.own.links, self.journal.duplicate)
+        self.vips = VipManager(
+            gateway.node,
+            engine.hold,
+            self.own.links,
+            self.journal.duplicate,
+            lambda: self.lease.until > time.monotonic(),
+        )
         self.vips.start(self.store.current, keep=keep)
         self.replication = Replication(gateway.node, engine.maps, self.ring, gateway.spawn, self._table_complete)
         self.own.replication = self.replication
-        self.stats = ClusterStats(self.node, self.ring, engine.maps, self.resources, self._status)
+        self._loads = LoadMeter(engine.maps, lambda: self.store.current, self._workers)
+        self.stats = ClusterStats(self.node, self.ring, engine.maps, self.resources, self._status, self._vip_figures)
         self.store.attach(self.ring)
         self.store.on_change(self._config_changed)
         self._subscribe()
@@ -144,6 +153,7 @@ class Cluster:
             loop.create_task(self._steering.run(), name="steering"),
             loop.create_task(self._tick(), name="cluster tick"),
             loop.create_task(self.stats.run(), name="cluster stats"),
+            loop.create_task(self._loads.run(), name="VIP loads"),
         ]
         try:
             async with asyncio.timeout(FIRST_VIEW_TIMEOUT_S):
@@ -371,6 +381,7 @@ class Cluster:
             await asyncio.sleep(TICK_S)
             self.vips.judging = self.state.complete and time.monotonic() - self._view_at > JUDGE_AFTER_S
             self._publish()
+            self.state.loads = self.stats.vip_loads(self.state.view.members) if self.state.view is not None else {}
             self._react()
 
     # --- showing -----------------------------------------------------------------------------------------------------
@@ -391,6 +402,9 @@ class Cluster:
     def _status(self) -> dict[str, Any]:
         connections = self.gateway.census.seen
         return self.gateway.node_status() | {"connections": connections, "replication": self.replication.counts()}
+
+    def _vip_figures(self) -> VipFigures:
+        return VipFigures(self._loads.rates, max(0.0, (self.lease.until - time.monotonic()) * 1000))
 
     def _collect(self) -> None:
         if self._first_view.is_set():

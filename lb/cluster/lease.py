@@ -5,6 +5,8 @@ Written at every visit of the token, dozens of times a second for as long as the
 system call are made once.
 """
 
+import time
+
 import numpy as np
 
 from ebpf import libbpf
@@ -26,6 +28,10 @@ class KernelLease:
         self.until = until
         self._value[0] = int(until * 1e9)
         libbpf.update(self._fd, self._key_at, self._value_at)
+
+    def runs(self) -> bool:
+        """Whether this gateway may answer now."""
+        return self.until > time.monotonic()
 
     def end(self) -> None:
         """Answer no more."""

@@ -97,9 +97,8 @@ async def _vips(cluster: Cluster, _params: Params, _caller: Caller) -> list[dict
 
 def _vip_row(cluster: Cluster, vip: Vip) -> dict[str, Any]:
     holding = cluster.state.holdings.get(vip.host, Holding())
-    lease_ms = None
-    if holding.owner == cluster.node:
-        lease_ms = max(0.0, (cluster.lease.until - time.monotonic()) * 1000)
+    view = cluster.state.view
+    there = view is not None and holding.owner in view.members
     state = "held" if holding.owner else "unplaced"
     return {
         "address": vip.address,
@@ -107,7 +106,8 @@ def _vip_row(cluster: Cluster, vip: Vip) -> dict[str, Any]:
         "owner": cluster.state.name(holding.owner) if holding.owner else None,
         "since": holding.since or None,
         "reason": cluster.vips.problems.get(vip.host) or reason_text(holding.reason) or None,
-        "lease_ms": lease_ms,
+        "lease_ms": cluster.stats.vips_of(holding.owner).lease_ms if there else None,
+        "packets_per_s": round(cluster.state.loads.get(vip.host, 0.0), 1),
         "prefer": list(vip.prefer),
         "pin": vip.pin or None,
         "sticky": vip.sticky,

@@ -5,9 +5,10 @@
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from lb.cluster.load import weight
 from lb.cluster.ownership import (
     DRAIN_PREFIX,
     HOLDING_PREFIX,
@@ -56,7 +57,8 @@ class ClusterState:
         self.facts: dict[int, NodeFacts] = {}
         self.drained: set[int] = set()
         self.restarting: set[int] = set()
-        self.loads: dict[str, float] = {}
+        # Packets per second of each VIP, as far as they are known.
+        self.loads: Mapping[str, float] = {}
         # Addresses whose holding was last written before this node joined: not to be trusted before confirmation.
         self.unconfirmed: set[str] = set()
         self._stale_facts: set[int] = set()
@@ -113,7 +115,7 @@ class ClusterState:
             facts=facts,
             drained=frozenset(self.drained),
             holdings=dict(self.holdings),
-            wishes=tuple(wish_of(vip, self.ids, self.loads.get(vip.host, 0.0)) for vip in config.vips),
+            wishes=tuple(wish_of(vip, self.ids, weight(self.loads.get(vip.host, 0.0))) for vip in config.vips),
             policy=policy_of(config),
             excused=frozenset(self.restarting),
         )

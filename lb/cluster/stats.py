@@ -4,13 +4,15 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import msgpack
 
 from ebpf.maps import Maps
 from ebpf.reasons import REASONS
+from lb.cluster.load import sum_of
 from lb.cluster.resources import Resources
 from sync.driver import Ring
 from sync.events import Deliver, TokenVisit
@@ -21,18 +23,33 @@ FRESH_S = 5.0
 SERVED_REASONS = [reason.number for reason in REASONS if reason.kind == "sent" or reason.name == "PASS_LOCAL"]
 
 
+@dataclass(frozen=True, slots=True)
+class VipFigures:
+    """What a gateway tells of VIPs: packets per second by address, and the rest of its kernel lease."""
+
+    packets_per_s: Mapping[str, float] = field(default_factory=dict)
+    lease_ms: float = 0.0
+
+
 class ClusterStats:
-    """`status()` gives what the daemon knows of this gateway; rates are added here."""
+    """`status()` gives what the daemon knows of this gateway, `vips()` its part in the VIPs; rates are added here."""
 
     def __init__(
-        self, node: int, ring: Ring, maps: Maps, resources: Resources, status: Callable[[], dict[str, Any]]
+        self,
+        node: int,
+        ring: Ring,
+        maps: Maps,
+        resources: Resources,
+        status: Callable[[], dict[str, Any]],
+        vips: Callable[[], VipFigures],
     ) -> None:
         self._node = node
         self._ring = ring
         self._maps = maps
         self._resources = resources
         self._status = status
-        self._told: dict[int, tuple[float, dict[str, Any]]] = {}
+        self._vips = vips
+        self._told: dict[int, tuple[float, dict[str, Any], VipFigures]] = {}
         self._visits = 0
         self._rates: dict[str, float] = {}
         ring.subscribe(CHANNEL_STATS, self._take)
@@ -51,7 +68,8 @@ class ClusterStats:
                 "bits_per_s": (traffic_now[1] - traffic[1]) * 8 / passed,
             }
             visits, traffic, at = visits_now, traffic_now, now
-            self._ring.offer(CHANNEL_STATS, msgpack.packb(self.own()), bulk=False)
+            told = msgpack.packb([self.own(), asdict(self._vips())])
+            self._ring.offer(CHANNEL_STATS, told, bulk=False)
 
     def own(self) -> dict[str, Any]:
         """This gateway's figures."""
@@ -71,12 +89,26 @@ class ClusterStats:
         """A gateway's figures; empty when it has told none lately."""
         if node == self._node:
             return self.own()
-        at, figures = self._told.get(node, (-FRESH_S, {}))
-        return figures if time.monotonic() - at < FRESH_S else {}
+        return self._fresh(node)[0]
+
+    def vips_of(self, node: int) -> VipFigures:
+        """What a gateway told last about the VIPs; nothing when that is long ago."""
+        return self._vips() if node == self._node else self._fresh(node)[1]
+
+    def vip_loads(self, members: Iterable[int]) -> dict[str, float]:
+        """Packets per second of each VIP, all of these gateways together."""
+        return sum_of(self.vips_of(node).packets_per_s for node in members)
+
+    def _fresh(self, node: int) -> tuple[dict[str, Any], VipFigures]:
+        at, figures, vips = self._told.get(node, (-FRESH_S, {}, VipFigures()))
+        return (figures, vips) if time.monotonic() - at < FRESH_S else ({}, VipFigures())
 
     def _take(self, batch: Deliver) -> None:
         with contextlib.suppress(ValueError, TypeError, msgpack.UnpackException):
-            self._told[batch.origin] = (time.monotonic(), dict(msgpack.unpackb(bytes(batch.payloads()[-1]))))
+            figures, vips = msgpack.unpackb(bytes(batch.payloads()[-1]))
+            rates = {str(host): float(rate) for host, rate in dict(vips["packets_per_s"]).items()}
+            told = VipFigures(rates, float(vips["lease_ms"]))
+            self._told[batch.origin] = (time.monotonic(), dict(figures), told)
 
     def _count(self, _visit: TokenVisit) -> None:
         self._visits += 1

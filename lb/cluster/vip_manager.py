@@ -42,7 +42,9 @@ class Taken:
 class VipManager:
     """The addresses of this gateway. `hold(hosts)` tells the packet path; it may block and runs in a thread.
 
-    `on_duplicate(address, mac, interface)` is called when a host outside the cluster uses one of them.
+    `on_duplicate(address, mac, interface)` is called when a host outside the cluster uses one of them. `entitled()`
+    says whether the lease runs: without it no address is announced again, nor defended against another gateway that
+    claims it, for that one may have become its owner in a view that this gateway does not know of.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class VipManager:
         hold: Callable[[Iterable[str]], None],
         links: LinkWatch,
         on_duplicate: Callable[[str, str, str], None],
+        entitled: Callable[[], bool] = lambda: True,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._segments = {interface.name: interface.segment for interface in node.interfaces}
@@ -58,7 +61,8 @@ class VipManager:
         self._links = links
         self._on_duplicate = on_duplicate
         self._kernel = Netlink()
-        self._announcer = Announcer(self._loop, self._claimed)
+        self._entitled = entitled
+        self._announcer = Announcer(self._loop, self._claimed, entitled)
         self._worker = worker_pool(node, 1, "vips")
         self._taken: dict[str, Taken] = {}
         self._held: frozenset[str] = frozenset()
@@ -133,7 +137,8 @@ class VipManager:
     def links_changed(self) -> None:
         """Links came or went: what could not be placed may be now, and what is on a new link is announced."""
         self.want(self._wanted)
-        self.announce_again()
+        if self._entitled():
+            self.announce_again()
 
     async def settled(self) -> None:
         """Returns when the packet path answers for exactly what is wanted."""
@@ -207,7 +212,7 @@ class VipManager:
         if host not in self._wanted or host not in self._taken:
             return
         now = time.monotonic()
-        if now - self._defended.get(host, -DEFEND_INTERVAL_S) >= DEFEND_INTERVAL_S:
+        if self._entitled() and now - self._defended.get(host, -DEFEND_INTERVAL_S) >= DEFEND_INTERVAL_S:
             self._defended[host] = now
             self._announce(self._taken[host])
         if claim.mac in self.member_macs or not self.judging:

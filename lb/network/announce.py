@@ -184,10 +184,15 @@ class Announcer:
     """Announces addresses over their interfaces with the repetition schedule, and watches for other claimants.
 
     Runs on the event loop's thread. `on_conflict(interface, claim)` is called for each foreign claim that is read.
+    `entitled()` is asked before each repetition: whoever may not answer for its addresses any more must not go on
+    announcing them either, for somebody else may have begun to.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_conflict: OnConflict) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_conflict: OnConflict, entitled: Callable[[], bool] = lambda: True
+    ) -> None:
         self._loop = loop
+        self._entitled = entitled
         self._on_conflict = on_conflict
         self._segments: dict[str, Segment] = {}
         self._timers: dict[tuple[str, str], list[asyncio.TimerHandle]] = {}
@@ -214,7 +219,7 @@ class Announcer:
         later = [(delay, frames) for delay in REPEAT_AFTER_S if delay > 0]
         later += [(delay, [question]) for delay in PROBE_AFTER_S]
         self._timers[interface, address] = [
-            self._loop.call_later(delay, segment.send, payload) for delay, payload in later
+            self._loop.call_later(delay, self._repeat, segment, payload) for delay, payload in later
         ]
         self._watch(interface)
 
@@ -223,6 +228,10 @@ class Announcer:
         if (interface, address) in self._timers:
             self._cancel((interface, address))
             self._watch(interface)
+
+    def _repeat(self, segment: Segment, frames: Sequence[bytes]) -> None:
+        if self._entitled():
+            segment.send(frames)
 
     def _segment(self, interface: str, mac: bytes) -> Segment:
         known = self._segments.get(interface)

@@ -2,9 +2,11 @@
 """What a cluster of gateways looks like from outside: asked over the API of any gateway that answers."""
 
 import http.client
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from netlab import faults, gateway_files
+from netlab.gateway_files import Scalar
 from netlab.lab import Lab, eventually
 from netlab.state import LabError
 
@@ -70,3 +72,36 @@ def settle(lab: Lab) -> None:
     wait_for_members(lab, names)
     wait_in_service(lab, names)
     wait_for_owners(lab, names)
+
+
+def revive(lab: Lab) -> None:
+    """Undo every fault, start what has died, and wait until all are one cluster again."""
+    faults.heal(lab)
+    dead = [gateway.name for gateway in lab.gateways if not lab.daemon(gateway.name).alive()]
+    for name in dead:
+        lab.start_daemon(name, wait=False)
+    for name in dead:
+        lab.wait_ready(name)
+    settle(lab)
+
+
+def reconfigure(lab: Lab, ring_options: dict[str, Scalar], resources: Sequence[Mapping[str, Scalar]] = ()) -> None:
+    """Give every gateway a new node file, with these resources added, and restart the daemons with it."""
+    gateway_files.write_nodes(lab.name, lab.topology, lab.directory, ring_options, resources)
+    for gateway in lab.gateways:
+        faults.signal_daemon(lab, gateway.name, "kill")
+    revive(lab)
+
+
+def state_of(lab: Lab, node: str, asked: str) -> str:
+    """A gateway's state as another one shows it."""
+    rows = lab.api(asked, "GET", "/v1/nodes")
+    return next(str(row["state"]) for row in rows if row["name"] == node)
+
+
+def wait_for_ring_link(lab: Lab, node: str, segment: str, seconds: float = SETTLE_S) -> None:
+    """Until a gateway reaches all others on a segment again."""
+    for gateway in lab.gateways:
+        if gateway.name != node:
+            ping = ["ping", "-c", "1", "-W", "1", gateway.address(segment, 4)]
+            eventually(lambda ping=ping: lab.run(node, ping), seconds, f"{node} reaches {gateway.name}")  # type: ignore[misc]

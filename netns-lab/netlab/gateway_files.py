@@ -3,7 +3,7 @@
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +38,14 @@ def ring_only_segments(topology: Topology) -> set[str]:
     return set(topology.ring_segments) - {vip.segment for vip in topology.vips}
 
 
-def node_file(lab: str, topology: Topology, node: Node, directory: Path, ring_options: dict[str, Scalar]) -> str:
+def node_file(
+    lab: str,
+    topology: Topology,
+    node: Node,
+    directory: Path,
+    ring_options: Mapping[str, Scalar],
+    resources: Iterable[Mapping[str, Scalar]] = (),
+) -> str:
     """The TOML file that holds what is local to one gateway. `directory` is the lab's; each node has its own below."""
     own = directory / node.name
     lines = [f"# Gateway {node.name} of lab {lab}", f"cluster = {_value(lab)}"]
@@ -49,6 +56,8 @@ def node_file(lab: str, topology: Topology, node: Node, directory: Path, ring_op
             if topology.ring_segments:
                 # Without one of its data links a gateway of a cluster leaves the service to the others.
                 lines += _table("[[resource]]", name=f"{interface.name}-link", kind="link", interface=interface.name)
+    for resource in resources:
+        lines += _table("[[resource]]", **resource)
     if topology.ring_segments:
         listen = ring_addresses(topology, node)
         lines += _table("[ring]", listen=listen, key_file=str(directory / "ring.key"), **ring_options)
@@ -108,8 +117,19 @@ def write_all(lab: str, topology: Topology, directory: Path, ring_options: dict[
     key.touch(mode=0o600)
     key.write_text(secrets.token_hex(KEY_BYTES) + "\n")
     (directory / "cluster.toml").write_text(cluster_file(topology))
+    write_nodes(lab, topology, directory, ring_options or {})
+
+
+def write_nodes(
+    lab: str,
+    topology: Topology,
+    directory: Path,
+    ring_options: Mapping[str, Scalar],
+    resources: Sequence[Mapping[str, Scalar]] = (),
+) -> None:
+    """The gateways' node files alone."""
     for node in topology.of_role("gateway"):
         own = directory / node.name
         for part in ("run", "state"):
             (own / part).mkdir(parents=True, exist_ok=True)
-        (own / "node.toml").write_text(node_file(lab, topology, node, directory, ring_options or {}))
+        (own / "node.toml").write_text(node_file(lab, topology, node, directory, ring_options, resources))

@@ -21,6 +21,8 @@ from sync.ring.multicast import Stream
 from sync.ring.token import JOINER, Farewell, Member, Proposal, Token
 
 HASTE = b"".join(encode(Haste()))
+PATIENCE = 0.85
+"""Of the time until 911: so long the return of an idle token is awaited before its delivery is asked about."""
 
 
 class _Passed(NamedTuple):
@@ -139,7 +141,7 @@ class Circulation(Leases):
         self.states.on_token(TokenEvent.ACCEPT)
         self.trace(Reason.TOKEN_ACCEPTED, 0, token)
         if invited:
-            self._start_over(token)
+            self._start_over(token, entry)
             if self.parked is not None and self.parked.token is not token:
                 self._give_up_merge(now)
         entry.flags &= ~JOINER
@@ -151,12 +153,12 @@ class Circulation(Leases):
         self._genuine = True
         if invited:
             self.stream.take(token.parcels)
-            self._settle_view_number()
+            self._settle_view_number(entry.since)
         else:
             self._take(token.parcels)
         self._settle()
 
-    def _start_over(self, token: Token) -> None:
+    def _start_over(self, token: Token, entry: Member) -> None:
         farewell = self._farewell(token)
         if farewell is not None:
             self.stream.stable = farewell.position
@@ -165,15 +167,19 @@ class Circulation(Leases):
         self.revoke_lease()
         self.stream = Stream(token.parcels[0].position if token.parcels else token.next_position)
         self.awaiting_view = True
+        self._invited_at = entry.since
         if self.states.view is not ViewState.CHAOS:
             self.states.on_view(ViewEvent.UNCERTAIN)
 
-    def _settle_view_number(self) -> None:
-        """A view of a number this node has already used elsewhere would contradict its history: replace it."""
+    def _settle_view_number(self, since: int) -> None:
+        """A view of a number this node has already used elsewhere would contradict its history: replace it.
+
+        Only views from its invitation on: it has not received those, so nobody can have committed them.
+        """
         token = self.token
         assert token is not None
         clash = False
-        for parcel in token.pending_views():
+        for parcel in token.pending_views(since):
             proposal = Proposal.decode(parcel.body)
             if (self.local, self.incarnation) in proposal.members and proposal.number <= self.view_number:
                 clash = True
@@ -181,7 +187,7 @@ class Circulation(Leases):
                     self._take([token.cancel(parcel)])
         if clash:
             self.propose()
-        for parcel in token.pending_views():
+        for parcel in token.pending_views(since):
             self._reserve(parcel)
 
     def _settle(self) -> None:
@@ -255,16 +261,18 @@ class Circulation(Leases):
         peer = token.successor(self.local).id
         timers = self.timers
         members = len(token.members)
-        handle = self.link.send(now, peer, CHANNEL_TOKEN, encode_token(token, token.hop + 1))
-        self.passed = _Passed(peer, handle, token.epoch, token.hop + 1)
-        self.passed_acknowledged = False
-        self.states.on_token(TokenEvent.PASS)
-        self.trace(Reason.TOKEN_PASSED, peer, token)
         # A loaded ring turns more slowly than an idle one; what it took last time is no reason for alarm.
         turn = min(1.4 * (now - self._last_visit), 2 * timers.failure_after)
         self._last_visit = now
         hungry = max(timers.hungry, turn) + members * timers.hungry_per_member
         self.hungry_until = now + hungry
+        # An idle token is back within a turn, which says more than an acknowledgement, and costs nobody a wake-up.
+        patience = PATIENCE * hungry if token.hop >= token.busy_until and token.at_rest else 0.0
+        handle = self.link.send(now, peer, CHANNEL_TOKEN, encode_token(token, token.hop + 1), patience)
+        self.passed = _Passed(peer, handle, token.epoch, token.hop + 1)
+        self.passed_acknowledged = False
+        self.states.on_token(TokenEvent.PASS)
+        self.trace(Reason.TOKEN_PASSED, peer, token)
         self.eating_until = inf
         if self._genuine:
             self._renew_lease(now, token)
@@ -317,6 +325,7 @@ class Circulation(Leases):
 
     def _step_out(self, token: Token) -> None:
         self.trace(Reason.LEFT_RING, 0)
+        self.revoke_lease()
         self._remove(token, self.local)
         if token.members:
             self.propose()

@@ -21,7 +21,7 @@ from sync.ring.token import JOINER, Kind, Parcel, Proposal, Token
 class Link(Protocol):
     """What the ring needs of the transport."""
 
-    def send(self, now: float, peer: int, channel: int, buffers: Buffers) -> int: ...
+    def send(self, now: float, peer: int, channel: int, buffers: Buffers, patience: float = 0.0) -> int: ...
 
     def send_unreliable(self, now: float, peer: int, channel: int, payload: bytes) -> None: ...
 
@@ -52,6 +52,8 @@ class Delivery:
         """Highest view number this node has reserved or committed."""
         self.awaiting_view = False
         """Invited, and not yet in a committed view: nothing is delivered or sent before it."""
+        self._invited_at = 0
+        """Hop of the last invitation: views of the group's past, added before, are not for this node."""
         self.now = now
         """The instant of the current step."""
         self.eating_until = inf
@@ -110,6 +112,8 @@ class Delivery:
         if (self.local, self.incarnation) not in proposal.members:
             return
         if self.view is not None and proposal.number <= self.view.number:
+            return
+        if self.awaiting_view and parcel.added_hop < self._invited_at:
             return
         self.awaiting_view = False
         self._view_committed()

@@ -63,7 +63,7 @@ class Leases(Delivery):
                 self.revoke_lease()
 
     def revoke_lease(self) -> None:
-        """This node gives its group up, and with it what the group has promised: the others need not wait."""
+        """This node leaves its group or gives it up, and with it what the group has promised: nobody need wait."""
         self._last_pass = -inf
         self._genuine = False
         if self.view is not None:

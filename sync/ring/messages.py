@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sync.events import Refusal
 from sync.ring.lineage import Epoch, EpochId
-from sync.ring.token import Farewell, Kind, Member, Parcel, Proposal, Token
+from sync.ring.token import COUNT_MAX, Farewell, Kind, Member, Parcel, Proposal, Token
 
 CHANNEL_TOKEN = 0
 CHANNEL_CONTROL = 2
@@ -23,6 +24,10 @@ MEMBERS_MAX = 255
 PARCELS_MAX = 4096
 LINEAGE_MAX = 200
 FAREWELLS_MAX = 16
+CLAIM_MAX = COUNT_MAX >> 1
+"""View numbers that newcomers claim lie below: a group that goes on from one has as many left."""
+AHEAD_MAX = 2 * MEMBERS_MAX + 1
+"""So many hops ahead a visit may ask for haste or quiet (``Token.hasten``)."""
 
 Buffers = list[bytes | memoryview]
 
@@ -124,16 +129,17 @@ class Relayed(NamedTuple):
 
 Message = Token | Call | Answer | Refuse | Haste | Beacon | Relay | Relayed
 
-_EPOCH = struct.Struct("<IBQ")
-_LINE = struct.Struct("<IBQQ")
-_TOKEN = struct.Struct("<BBBHHIIQQQQQ")
-_MEMBER = struct.Struct("<BBQQ")
+_REFUSALS = frozenset(Refusal)
+
+_LINE = struct.Struct("<QBQQ")
+_TOKEN = struct.Struct("<BBBHHQIQQQQQ")
+_MEMBER = struct.Struct("<BBQQQ")
 _PARCEL = struct.Struct("<QQIIBBBB")
-_FAREWELL = struct.Struct("<IBQQQ")
-_CALL = struct.Struct("<BIBBIBQQIB")
+_FAREWELL = struct.Struct("<QBQQQ")
+_CALL = struct.Struct("<BIBBQBQQQB")
 _ANSWER = struct.Struct("<BIB")
-_REFUSE = struct.Struct("<BBIBQQBB")
-_BEACON = struct.Struct("<BIBBI")
+_REFUSE = struct.Struct("<BBQBQQBB")
+_BEACON = struct.Struct("<BIBBQ")
 _RELAY = struct.Struct("<BQBB")
 _RELAYED = struct.Struct("<BQqB")
 
@@ -158,7 +164,7 @@ def encode_token(token: Token, hop: int) -> Buffers:
         )
     ]
     parts += [_LINE.pack(*epoch.id, epoch.first_hop) for epoch in token.lineage]
-    parts += [_MEMBER.pack(m.id, m.flags, m.incarnation, m.last_hop) for m in token.members]
+    parts += [_MEMBER.pack(m.id, m.flags, m.incarnation, m.last_hop, m.since) for m in token.members]
     parts += [_FAREWELL.pack(*f.epoch, f.hop, f.position) for f in token.farewells]
     if not parcels:
         return [b"".join(parts)]
@@ -214,7 +220,9 @@ def _decode_token(data: bytes | memoryview) -> Token:
     end = at + lines * _LINE.size
     token.lineage = [Epoch(EpochId(n, c, i), f) for n, c, i, f in _LINE.iter_unpack(view[at:end])]
     at, end = end, end + members * _MEMBER.size
-    token.members = [Member(id, inc, last, flags) for id, flags, inc, last in _MEMBER.iter_unpack(view[at:end])]
+    token.members = [
+        Member(id, inc, last, flags, since) for id, flags, inc, last, since in _MEMBER.iter_unpack(view[at:end])
+    ]
     if len({member.id for member in token.members}) != members or token.member(0):
         raise ValueError("a member twice, or member 0")
     if farewells:
@@ -222,6 +230,7 @@ def _decode_token(data: bytes | memoryview) -> Token:
         token.farewells = [Farewell(EpochId(n, c, i), h, p) for n, c, i, h, p in _FAREWELL.iter_unpack(view[at:end])]
     if len(token.lineage) != lines or len(view) < end:
         raise ValueError("token cut short")
+    _check_counts(token)
     if parcels:
         end = _decode_parcels(token, view, end, parcels)
     elif token.stable > token.next_position:
@@ -231,12 +240,25 @@ def _decode_token(data: bytes | memoryview) -> Token:
     return token
 
 
+def _check_counts(token: Token) -> None:
+    """Numbers this node will count on from, or wait for."""
+    hop = token.hop
+    if max(hop, token.next_position, token.view_number) > COUNT_MAX:
+        raise ValueError(f"hop {hop}, position {token.next_position} or view {token.view_number} beyond {COUNT_MAX}")
+    if max(token.busy_until, token.quiet_until) > hop + AHEAD_MAX:
+        raise ValueError(f"haste until {token.busy_until}, quiet until {token.quiet_until} at hop {hop}")
+    if any(epoch.first_hop > hop or epoch.id.number > COUNT_MAX for epoch in token.lineage):
+        raise ValueError(f"an epoch that begins after hop {hop}, or one beyond {COUNT_MAX}")
+    if any(member.last_hop > hop or member.since > hop for member in token.members):
+        raise ValueError(f"a visit after hop {hop}")
+
+
 def _decode_parcels(token: Token, view: memoryview, at: int, count: int) -> int:
     end = at + count * _PARCEL.size
     body = end
     position = None
     for place, added, messages, size, origin, channel, order, kind in _PARCEL.iter_unpack(view[at:end]):
-        if position not in (None, place) or not messages or order > 1:
+        if position not in (None, place) or not messages or order > 1 or added > token.hop:
             raise ValueError(f"parcel of {messages} messages at {place}, order {order}, expected at {position}")
         content = view[body : body + size]
         body += size
@@ -256,6 +278,8 @@ def payload_bytes(body: bytes | memoryview, messages: int) -> int:
 
 
 def _check_body(kind: int, messages: int, body: memoryview) -> None:
+    if kind != Kind.MESSAGES and messages != 1:
+        raise ValueError(f"{messages} messages of kind {kind}")
     if kind == Kind.VIEW:
         Proposal.decode(body)
     elif kind == Kind.MESSAGES:
@@ -265,8 +289,14 @@ def _check_body(kind: int, messages: int, body: memoryview) -> None:
         raise ValueError(f"kind {kind}")
 
 
+def _check_claim(view_number: int) -> None:
+    if view_number > CLAIM_MAX:
+        raise ValueError(f"view {view_number}, at most {CLAIM_MAX}")
+
+
 def _decode_call(data: bytes | memoryview) -> Call:
     _, id, member, starved, number, creator, incarnation, hop, view_number, members = _CALL.unpack(data)
+    _check_claim(view_number)
     return Call(id, bool(member), bool(starved), EpochId(number, creator, incarnation), hop, view_number, members)
 
 
@@ -289,6 +319,7 @@ def _decode_haste(data: bytes | memoryview) -> Haste:
 
 def _decode_beacon(data: bytes | memoryview) -> Beacon:
     _, standing, members, group, view_number = _BEACON.unpack(data)
+    _check_claim(view_number)
     return Beacon((standing, members, group), view_number)
 
 
@@ -301,6 +332,8 @@ def _decode_relay(data: bytes | memoryview) -> Relay:
 
 def _decode_relayed(data: bytes | memoryview) -> Relayed:
     _, tag, position, refusal = _RELAYED.unpack(data)
+    if not -1 <= position <= COUNT_MAX or (refusal and refusal not in _REFUSALS):
+        raise ValueError(f"position {position}, refusal {refusal}")
     return Relayed(tag, position, refusal)
 
 

@@ -144,6 +144,7 @@ class Ring(Circulation):
         """Out of the ring: forget the group, refuse what waits."""
         if not self.out:
             self.states.on_token(TokenEvent.WITHDRAW)
+        self.revoke_lease()
         self._lose_inflight(Refusal.HISTORY_LOST)
         for tag in self.outbox.drain():
             self._fail(tag, Refusal.LEFT)

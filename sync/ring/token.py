@@ -19,7 +19,10 @@ JOINER = 1
 FRESH = 2
 """Not yet part of a committed view."""
 
-_VIEW_HEAD = struct.Struct("<IBB")
+COUNT_MAX = 1 << 62
+"""Hops, positions, numbers of views and epochs beyond are refused: whoever counts on from one fits 64 bits for good."""
+
+_VIEW_HEAD = struct.Struct("<QBB")
 _VIEW_ENTRY = struct.Struct("<BQB")
 
 
@@ -35,13 +38,19 @@ class Kind(IntEnum):
 class Member:
     """An entry of the ring list."""
 
-    __slots__ = ("flags", "id", "incarnation", "last_hop")
+    __slots__ = ("flags", "id", "incarnation", "last_hop", "since")
 
-    def __init__(self, id: int, incarnation: int, last_hop: int, flags: int = 0) -> None:
+    def __init__(self, id: int, incarnation: int, last_hop: int, flags: int = 0, since: int = 0) -> None:
         self.id = id
         self.incarnation = incarnation
         self.last_hop = last_hop
         self.flags = flags
+        self.since = since
+        """Hop of the visit that invited it: what was added before, views that name it included, is not for it.
+
+        The same incarnation may have been a member before and have wandered off without this group's notice: it is
+        then still named in views from which it must not begin.
+        """
 
 
 class Parcel:
@@ -105,6 +114,8 @@ class Proposal:
         if len(body) != _VIEW_HEAD.size + count * _VIEW_ENTRY.size or not count:
             raise ValueError(f"view with {count} members in {len(body)} bytes")
         entries = list(_VIEW_ENTRY.iter_unpack(body[_VIEW_HEAD.size :]))
+        if number > COUNT_MAX or len({id for id, _, _ in entries}) != count or not all(id for id, _, _ in entries):
+            raise ValueError(f"view {number} with a member twice, or member 0, or beyond {COUNT_MAX}")
         joined = frozenset(id for id, _, fresh in entries if fresh)
         return cls(number, bool(serving), [(id, inc) for id, inc, _ in entries], joined)
 
@@ -196,7 +207,7 @@ class Token:
                 break
             done += 1
             if parcel.kind == Kind.VIEW:
-                self._welcome(Proposal.decode(parcel.body))
+                self._welcome(parcel)
         if done:
             self.parcels = parcels = parcels[done:]
         self.stable = parcels[0].position if parcels else self.next_position
@@ -215,9 +226,12 @@ class Token:
         """Turn at network speed until everyone knows that everyone has the news: two turns and a hop."""
         self.busy_until = max(self.busy_until, self.hop + 2 * len(self.members) + 1)
 
-    def _welcome(self, committed: Proposal) -> None:
+    def _welcome(self, view: Parcel) -> None:
+        """All have received this view: its members are new no longer, but for those who were invited (again) since."""
+        named = Proposal.decode(view.body).members
         for member in self.members:
-            if member.flags & FRESH and (member.id, member.incarnation) in committed.members:
+            invited_before = view.added_hop >= member.since
+            if member.flags & FRESH and invited_before and (member.id, member.incarnation) in named:
                 member.flags &= ~FRESH
 
     # ------------------------------------------------------------------------------------------------- membership
@@ -259,8 +273,9 @@ class Token:
                 return self.members[index:] + self.members[:index]
         return self.members
 
-    def pending_views(self) -> list[Parcel]:
-        return [parcel for parcel in self.parcels if parcel.kind == Kind.VIEW]
+    def pending_views(self, since: int = 0) -> list[Parcel]:
+        """Views under way that were added at this hop or later."""
+        return [parcel for parcel in self.parcels if parcel.kind == Kind.VIEW and parcel.added_hop >= since]
 
     def cancel(self, parcel: Parcel) -> Parcel:
         """Replace a view nobody can have committed; it stays on the token until all know."""
@@ -288,7 +303,7 @@ class Token:
     def invite(self, after: int, node: int, incarnation: int, view_number: int) -> None:
         """Add a newcomer behind ``after``; it counts as having received what was added before this visit."""
         self.remove(node)
-        entry = Member(node, incarnation, self.hop - 1, JOINER | FRESH)
+        entry = Member(node, incarnation, self.hop - 1, JOINER | FRESH, self.hop)
         index = next((i for i, m in enumerate(self.members) if m.id == after), len(self.members) - 1)
         self.members = [*self.members[: index + 1], entry, *self.members[index + 1 :]]
         self.view_number = max(self.view_number, view_number)

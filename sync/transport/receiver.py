@@ -179,7 +179,7 @@ class Receiver:
         self._reports.pop(prefix.sequence, None)
         if header.flags & wire.PROMPT:
             self._owe_ack(link, address)
-        else:
+        elif not header.flags & wire.UNHURRIED:
             self.ack_deadline = min(self.ack_deadline, self._session.heard_at + ACK_DELAY_S)
             self._ack_link, self._ack_address = link, address
         if message is not None:

@@ -8,14 +8,23 @@ from sync.transport import wire
 from sync.transport.burst import lay_out, select
 from sync.transport.effects import ATTEMPTS_MIN, Delivered, Reason, Undelivered
 from sync.transport.session import Local, Session
-from sync.transport.window import PROMPT_EVERY, REORDER_CHUNKS, Chunk, Congestion, Message, RoundTrip, SendWindow
+from sync.transport.window import (
+    LOSSY_S,
+    PROMPT_EVERY,
+    REORDER_CHUNKS,
+    Chunk,
+    Congestion,
+    Message,
+    RoundTrip,
+    SendWindow,
+)
 from sync.transport.wire import CHUNK, SEGMENT, VERSION, WHOLE, Acknowledgement, nonce
 
 
 class Sender:
     """The sending side towards one peer. `timer` is never later than the next thing to do."""
 
-    __slots__ = ("_local", "_session", "congestion", "round_trip", "timer", "window")
+    __slots__ = ("_local", "_lossy_until", "_session", "congestion", "round_trip", "timer", "window")
 
     def __init__(self, local: Local, session: Session) -> None:
         self._local = local
@@ -24,6 +33,7 @@ class Sender:
         self.round_trip = RoundTrip(*session.rto_range())
         self.congestion = Congestion(local.config.window_bytes)
         self.timer = inf
+        self._lossy_until = -inf
 
     def submit(self, now: float, message: Message) -> None:
         """Send, or queue, a message."""
@@ -47,6 +57,7 @@ class Sender:
             chunk.prompt = (
                 chunk.sequence % PROMPT_EVERY == 0 or not window.queued or not window.has_room(self.congestion.window)
             )
+            chunk.unhurried = message.patience > 0 and chunk.length == message.length and now >= self._lossy_until
             if message.first_sent_at == inf:
                 message.first_sent_at = now
             self._lay_out(chunk, self._session.datagram_limit(now))
@@ -118,6 +129,8 @@ class Sender:
                 self.window.drop(message)
                 if self.window.queued:
                     self.timer = -inf  # there may be room now
+                elif not self.window.in_flight:
+                    self.timer = inf
                 return True
         return False
 
@@ -181,6 +194,8 @@ class Sender:
 
     def _resend(self, now: float, chunk: Chunk) -> None:
         chunk.retransmitted = True
+        if chunk.attempts > 1 or not chunk.unhurried:  # else it is what was waited for that came late
+            self._lossy_until = now + LOSSY_S
         self._local.counters.retransmissions += 1
         self._send(now, chunk)
 
@@ -189,7 +204,10 @@ class Sender:
         chunk.sent_at = now
         if chunk.first_sent_at == inf:
             chunk.first_sent_at = now
-        chunk.deadline = now + self.round_trip.backed_off(chunk.attempts)
+        wait = self.round_trip.backed_off(chunk.attempts)
+        if chunk.unhurried and chunk.attempts == 1:
+            wait = max(wait, chunk.message.patience)
+        chunk.deadline = now + wait
         give_up_at = self._give_up_at(chunk)
         if now < give_up_at < chunk.deadline:
             chunk.deadline = give_up_at
@@ -244,7 +262,7 @@ class Sender:
             chunk.sequence - window.floor,
             message.number - window.message_floor,
             message.channel,
-            wire.PROMPT if chunk.prompt else 0,
+            wire.UNHURRIED if chunk.unhurried else wire.PROMPT if chunk.prompt else 0,
             segment_size,
             chunk.length,
             message.number,

@@ -116,8 +116,15 @@ class Transport:
 
     # What the upper layer does
 
-    def send(self, now: float, peer: int, channel: int, payload: Buffer | Sequence[Buffer]) -> int:
+    def send(
+        self, now: float, peer: int, channel: int, payload: Buffer | Sequence[Buffer], *, patience: float = 0.0
+    ) -> int:
         """Start sending a message; the handle comes back in Delivered or Undelivered.
+
+        `patience` (seconds): the caller expects within that time to learn in another way that the message has
+        arrived, and cancels it then. It is not acknowledged before it is repeated, and not repeated earlier. Failure
+        on delivery comes no later for it. Without effect on messages of several chunks, and for LOSSY_S after
+        the peer had to be asked twice.
 
         A payload given as bytes (or a read-only view of bytes) is not copied. Raises KeyError for an unknown peer,
         ValueError for a channel or size that cannot be, Backlogged when too much waits for this peer already.
@@ -142,7 +149,7 @@ class Transport:
         counters.sent += 1
         if len(payload) > wire.DATAGRAM_MIN and not isinstance(payload, memoryview):
             payload = memoryview(payload)
-        target.sender.submit(now, Message(handle, channel, payload))
+        target.sender.submit(now, Message(handle, channel, payload, patience))
         return handle
 
     def send_unreliable(self, now: float, peer: int, channel: int, payload: bytes) -> None:

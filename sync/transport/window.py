@@ -18,6 +18,7 @@ CONGESTION_INITIAL: Final = 8 * BURST_LENGTH_MAX
 PROMPT_EVERY: Final = 8  # chunks; the acknowledgement of others may wait a little
 SMALL_RESERVE: Final = BURST_LENGTH_MAX
 CONGESTION_MIN: Final = BURST_LENGTH_MAX
+LOSSY_S: Final = 5.0  # after a repetition every message is acknowledged for so long
 REORDER_CHUNKS: Final = 3  # a chunk is taken for lost when one this much younger has arrived
 MESSAGE_DISTANCE_MAX: Final = 1 << 31
 
@@ -34,16 +35,18 @@ class Message:
         "number",
         "offset",
         "open_chunks",
+        "patience",
         "payload",
         "progress_at",
         "submitted_at",
     )
 
-    def __init__(self, handle: int, channel: int, payload: Buffer) -> None:
+    def __init__(self, handle: int, channel: int, payload: Buffer, patience: float = 0.0) -> None:
         self.handle = handle
         self.channel = channel
         self.payload = payload
         self.length = len(payload)
+        self.patience = patience  # seconds before the first repetition, if that is more than the timeout
         self.number = 0  # 0 until the first chunk leaves
         self.offset = 0
         self.open_chunks = 0
@@ -72,6 +75,7 @@ class Chunk:
         "segment_size",
         "sent_at",
         "sequence",
+        "unhurried",
     )
 
     def __init__(self, sequence: int, message: Message, offset: int, length: int) -> None:
@@ -85,6 +89,7 @@ class Chunk:
         self.least_missing = 1  # segments; only what goes below this is progress
         self.attempts = 0
         self.prompt = True  # whether the acknowledgement is wanted at once
+        self.unhurried = False  # whether it is wanted of a repetition only
         self.retransmitted = False
         self.cut_smaller = False  # because it did not get through as it was
         self.first_sent_at = inf

@@ -48,10 +48,12 @@ TAG_LENGTH: Final = 16
 WINDOW_CHUNKS: Final = 2048
 REPORT_COUNT_MAX: Final = 8
 PROMPT: Final = 1  # chunk flag: acknowledge at once, the sender waits for it
+UNHURRIED: Final = 2  # chunk flag: acknowledge a repetition only, the sender expects to hear of it in another way
 ASK: Final = 1  # segment flag: last of this transmission, tell me what is missing
 
 PREFIX: Final = Struct("!BBBBIHQQQ")
 CHUNK: Final = Struct("!BBBBIHQQQHIBBHHQII")
+_CHUNK_FLAGS: Final = (0, PROMPT, UNHURRIED)
 _CHUNK_REST: Final = Struct("!HIBBHHQII")
 _ACK_REST: Final = Struct("!QHB")
 _REPORT: Final = Struct("!QQ")
@@ -101,7 +103,7 @@ class ChunkHeader(NamedTuple):
     floor_distance: int  # sequence less the lowest sequence the sender still wants acknowledged
     message_floor_distance: int  # message number less the lowest message number still under way
     channel: int
-    flags: int  # PROMPT or nothing
+    flags: int  # PROMPT, UNHURRIED or nothing
     segment_size: int  # bytes of a full segment's datagram
     length: int  # bytes of payload in this chunk
     message: int
@@ -152,7 +154,7 @@ def decode_chunk(data: Buffer, prefix: Prefix) -> ChunkHeader:
         or header.message_length > MESSAGE_LENGTH_MAX
         or header.offset + header.length > header.message_length
         or (header.length == 0 and header.message_length != 0)
-        or header.flags & ~PROMPT
+        or header.flags not in _CHUNK_FLAGS
     ):
         raise Refused("malformed")
     if prefix.kind == WHOLE:

@@ -162,7 +162,7 @@ class Checkers:
             theirs = other.node.view
             # A node that lags may come to a view the other has left behind: what counts is going on from its view.
             trusting = theirs is not None and record.identity[0] in theirs.members and theirs.number < view.number
-            if trusting and other.identity in before and other.identity not in members and not other.absent:
+            if trusting and other.identity in before and other.identity not in members:
                 lease = self.record(other).lease
                 if lease > now:
                     raise Violation(

@@ -97,9 +97,7 @@ class Cluster:
         self.trace = trace
         self.timeline: deque[str] = deque(maxlen=None if trace else TIMELINE_MAX)
         self.network = Network(scenario, self.rng)
-        self.checkers = Checkers(
-            scenario.mode, leases=not scenario.jump_rate and not __import__("os").environ.get("NOLEASE")
-        )
+        self.checkers = Checkers(scenario.mode, leases=not scenario.jump_rate)
         self.clocks = {
             i: Clock(self.rng.uniform(0, 1000), 1 + self.rng.uniform(-1, 1) * scenario.drift)
             for i in range(1, scenario.nodes + 1)

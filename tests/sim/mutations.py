@@ -96,11 +96,11 @@ def _keep_clashing_view_numbers() -> list[Patch]:
         invite(self, after, node, incarnation, 0)
 
     invite = Token.invite
-    return [(Ring, "_settle_view_number", lambda self: None), (Token, "invite", remember)]
+    return [(Ring, "_settle_view_number", lambda self, since: None), (Token, "invite", remember)]
 
 
 def _do_not_start_over() -> list[Patch]:
-    return [(Ring, "_start_over", lambda self, offered: None)]
+    return [(Ring, "_start_over", lambda self, offered, entry: None)]
 
 
 def _merge_without_coming_to_rest() -> list[Patch]:
@@ -164,9 +164,21 @@ def _welcome_everyone_at_once() -> list[Patch]:
     return [(Token, "invite", invite)]
 
 
+def _begin_with_a_view_of_the_past() -> list[Patch]:
+    invite = Token.invite
+
+    def forgetful(self: Token, after: int, node: int, incarnation: int, view_number: int) -> None:
+        invite(self, after, node, incarnation, view_number)
+        entry = self.member(node)
+        assert entry is not None
+        entry.since = 0
+
+    return [(Token, "invite", forgetful)]
+
+
 MUTATIONS: Mapping[str, tuple[Callable[[], list[Patch]], int]] = {
     "accept any token": (_accept_any_token, 36),
-    "order tokens by hop alone": (_order_tokens_by_hop_alone, 52),
+    "order tokens by hop alone": (_order_tokens_by_hop_alone, 63),
     "regenerate in the same epoch": (_regenerate_in_the_same_epoch, 2),
     "deliver safe messages early": (_deliver_safe_messages_early, 1),
     "commit views on receipt": (_commit_views_on_receipt, 1),
@@ -183,6 +195,7 @@ MUTATIONS: Mapping[str, tuple[Callable[[], list[Patch]], int]] = {
     "lease from the last pass": (_lease_from_the_last_pass, 1),
     "keep the lease when others defect": (_keep_the_lease_when_others_defect, 180),
     "welcome everyone at once": (_welcome_everyone_at_once, 1),
+    "begin with a view of the past": (_begin_with_a_view_of_the_past, 2493),
 }
 """Name -> (patches, a seed that catches it)."""
 

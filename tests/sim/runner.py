@@ -16,7 +16,6 @@ from tests.sim.scenario import Scenario
 
 STEPS = 2000
 FAILED_SEEDS = Path(__file__).with_name("failed_seeds.txt")
-OPEN_SEEDS = Path(__file__).with_name("open_seeds.txt")
 
 
 class Result(NamedTuple):
@@ -47,16 +46,7 @@ def run_seed(seed: int, steps: int = STEPS, *, trace: bool = False) -> Result:
 
 def failed_seeds() -> list[int]:
     """Every seed that ever failed and was mended; they are run always."""
-    return _seeds_in(FAILED_SEEDS)
-
-
-def open_seeds() -> list[int]:
-    """Seeds that show a defect nobody has mended yet: run and named every time, but not counted as failures."""
-    return _seeds_in(OPEN_SEEDS)
-
-
-def _seeds_in(path: Path) -> list[int]:
-    lines = path.read_text().splitlines()
+    lines = FAILED_SEEDS.read_text().splitlines()
     return [int(line.split("#")[0]) for line in lines if line.split("#")[0].strip()]
 
 

@@ -92,8 +92,8 @@ class Network:
     def __getitem__(self, node: int) -> Station:
         return self.stations[node]
 
-    def send(self, source: int, destination: int, payload: bytes, channel: int = 7) -> int:
-        handle = self.stations[source].transport.send(self.now, destination, channel, payload)
+    def send(self, source: int, destination: int, payload: bytes, channel: int = 7, patience: float = 0.0) -> int:
+        handle = self.stations[source].transport.send(self.now, destination, channel, payload, patience=patience)
         self.collect(source)
         return handle
 

@@ -145,3 +145,56 @@ def test_a_stranger_is_reported_once_and_a_member_never() -> None:
         hosts.python(hosts.right, CLAIM)
         seen = json.loads(child.communicate_checked().splitlines()[-1])
     assert seen == [["stranger", "10.9.0.100", "02:00:00:00:be:ef", "wire"]]
+
+
+UNENTITLED = (
+    PRELUDE
+    + """
+async def main():
+    lease = [True]
+    links = LinkWatch(asyncio.get_running_loop(), ["wire"], lambda: None)
+    vips = VipManager(NODE, hold, links, lambda *claim: None, lambda: lease[0])
+    vips.start(CONFIG)
+    vips.want(frozenset({A}))
+    await vips.settled()
+    lease[0] = False
+    await asyncio.sleep(0.05)
+    print("taken", flush=True)
+    await asyncio.to_thread(input)
+    vips.links_changed()
+    lease[0] = True
+    print("again", flush=True)
+    await asyncio.to_thread(input)
+    await vips.close()
+
+asyncio.run(main())
+"""
+)
+
+CONTEND = """
+import json, time
+from ipaddress import ip_address
+from lb.network.announce import Segment, announcement
+segment = Segment("wire", bytes.fromhex("02000000beef"))
+segment.watch([ip_address("10.9.0.100")])
+segment.claims()
+segment.send(announcement(segment.mac, ip_address("10.9.0.100")))
+time.sleep(0.8)
+print(json.dumps(len([claim for claim in segment.claims() if claim.mac != segment.mac])))
+segment.close()
+"""
+
+
+def test_without_a_lease_an_address_is_neither_defended_nor_announced_again() -> None:
+    """Whoever claims it then may be its new owner."""
+    with pair() as hosts:
+        child = hosts.start(hosts.left, UNENTITLED)
+        assert child.read_line() == "taken"
+        assert json.loads(hosts.python(hosts.right, CONTEND)) == 0
+        assert child.process.stdin is not None
+        child.process.stdin.write("\n")
+        child.process.stdin.flush()
+        assert child.read_line() == "again"
+        assert json.loads(hosts.python(hosts.right, CONTEND)) > 0
+        _, err = child.process.communicate("\n", timeout=20)
+    assert not child.process.returncode, err

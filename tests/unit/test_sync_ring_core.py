@@ -136,6 +136,24 @@ def test_a_newcomer_follows_its_inviter_and_owes_nothing_older() -> None:
     assert (proposal.number, proposal.joined) == (42, frozenset({9}))
 
 
+def test_a_view_of_the_past_does_not_make_a_member_that_is_invited_again_less_new() -> None:
+    token = ring_of(1, 2, 3)
+    token.propose(3, Order.SAFE, True)
+    token.hop += 5
+    token.members[0].last_hop = token.members[1].last_hop = token.hop
+    token.invite(1, 3, 30, 0)
+    entry = token.member(3)
+    assert entry is not None
+    token.settle()
+    assert not token.parcels, "all have the old view"
+    assert entry.flags & FRESH, "but it was for the life of the member that is over"
+    token.propose(1, Order.SAFE, True)
+    for member in token.members:
+        member.last_hop = token.hop
+    token.settle()
+    assert not entry.flags & FRESH
+
+
 def test_rank_puts_state_before_size_before_id() -> None:
     small, large = ring_of(8), ring_of(1, 2)
     assert small.rank() < large.rank()

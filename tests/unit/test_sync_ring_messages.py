@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sync.events import Order
+from sync.events import Order, Refusal
 from sync.ring.lineage import Epoch, EpochId
 from sync.ring.messages import (
+    AHEAD_MAX,
+    CLAIM_MAX,
     Answer,
     Beacon,
     Call,
@@ -28,37 +30,40 @@ from sync.ring.messages import (
     encode_token,
 )
 from sync.ring.multicast import pack
-from sync.ring.token import FRESH, JOINER, Farewell, Kind, Member, Token
+from sync.ring.token import COUNT_MAX, FRESH, JOINER, Farewell, Kind, Member, Proposal, Token
 
 u8 = st.integers(1, 255)
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
-epoch_ids = st.builds(EpochId, u32, u8, u64)
+counts = st.integers(0, COUNT_MAX)
+claims = st.integers(0, CLAIM_MAX)
+epoch_ids = st.builds(EpochId, u64, u8, u64)
 epochs = st.builds(Epoch, epoch_ids, u64)
 messages = st.one_of(
-    st.builds(Call, u32, st.booleans(), st.booleans(), epoch_ids, u64, u32, st.integers(0, 255)),
+    st.builds(Call, u32, st.booleans(), st.booleans(), epoch_ids, u64, claims, st.integers(0, 255)),
     st.builds(Answer, u32, st.sampled_from(Verdict)),
     st.builds(Refuse, u8, epoch_ids, u64, st.lists(epochs, max_size=4).map(tuple), st.integers(0, 255)),
     st.just(Haste()),
-    st.builds(Beacon, st.tuples(u32, st.integers(0, 255), st.integers(0, 255)), u32),
+    st.builds(Beacon, st.tuples(u32, st.integers(0, 255), st.integers(0, 255)), claims),
     st.builds(Relay, u64, u8, st.sampled_from(Order), st.binary(max_size=50)),
-    st.builds(Relayed, u64, st.integers(-1, 2**62), st.integers(0, 255)),
+    st.builds(Relayed, u64, st.integers(-1, COUNT_MAX), st.sampled_from([0, *Refusal])),
 )
 
 
 @st.composite
 def tokens(draw: st.DrawFn) -> Token:
     token = Token()
-    token.hop = draw(st.integers(1, 2**63))
-    token.lineage = draw(st.lists(epochs, min_size=1, max_size=5))
+    token.hop = draw(st.integers(1, COUNT_MAX))
+    hops = st.integers(0, token.hop)
+    ids = st.builds(EpochId, counts, u8, u64)
+    token.lineage = draw(st.lists(st.builds(Epoch, ids, hops), min_size=1, max_size=5))
     token.members = [
-        Member(node, draw(u64), draw(u64), draw(st.sampled_from([0, FRESH, JOINER | FRESH])))
+        Member(node, draw(u64), draw(hops), draw(st.sampled_from([0, FRESH, JOINER | FRESH])), draw(hops))
         for node in draw(st.lists(u8, min_size=1, max_size=9, unique=True))
     ]
     token.next_position = token.stable = draw(st.integers(0, 2**50))
-    # A proposal takes the next number: at one view a second the last one is 136 years away.
-    token.view_number, token.standing = draw(st.integers(0, 2**32 - 2)), draw(u32)
-    token.busy_until, token.quiet_until = draw(u64), draw(u64)
+    token.view_number, token.standing = draw(st.integers(0, COUNT_MAX - 1)), draw(u32)
+    token.busy_until, token.quiet_until = draw(hops), draw(hops)
     token.farewells = draw(st.lists(st.builds(Farewell, epoch_ids, u64, u64), max_size=3))
     for payloads in draw(st.lists(st.lists(st.binary(max_size=20), min_size=1, max_size=5), max_size=4)):
         token.append(draw(u8), draw(u8), draw(st.sampled_from(Order)), len(payloads), pack(payloads))
@@ -71,7 +76,7 @@ def plain(token: Token) -> tuple[object, ...]:
     return (
         token.hop,
         token.lineage,
-        [(m.id, m.incarnation, m.last_hop, m.flags) for m in token.members],
+        [(m.id, m.incarnation, m.last_hop, m.flags, m.since) for m in token.members],
         (token.next_position, token.stable, token.view_number, token.standing, token.busy_until, token.quiet_until),
         [(f.epoch, f.hop, f.position) for f in token.farewells],
         [
@@ -132,6 +137,104 @@ def test_the_error_says_what_is_wrong(change: object, words: str) -> None:
     assert callable(change)
     with pytest.raises(Malformed, match=words):
         decode(change(b"".join(encode_token(token, 1))))
+
+
+def smallest_token() -> Token:
+    token = Token()
+    token.hop = 1000
+    token.lineage = [Epoch(EpochId(1, 1, 1), 1)]
+    token.members = [Member(1, 1, 999)]
+    token.append(1, 16, Order.AGREED, 1, pack([b"x"]))
+    return token
+
+
+def extreme(path: str, value: object) -> Token:
+    """The token with one number changed; ``path`` as in ``members.0.last_hop``."""
+    token = smallest_token()
+    *way, name = path.split(".")
+    target: object = token
+    for step in way:
+        target = target[int(step)] if isinstance(target, list) else getattr(target, step)
+    setattr(target, name, value)
+    return token
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("hop", COUNT_MAX + 1, "beyond"),
+        ("view_number", COUNT_MAX + 1, "beyond"),
+        ("view_number", 2**64 - 1, "beyond"),
+        ("next_position", COUNT_MAX + 1, "beyond"),
+        ("busy_until", 1000 + AHEAD_MAX + 1, "haste until"),
+        ("quiet_until", 2**64 - 1, "quiet until"),
+        ("lineage", [Epoch(EpochId(1, 1, 1), 1001)], "epoch that begins after"),
+        ("lineage", [Epoch(EpochId(COUNT_MAX + 1, 1, 1), 1)], "epoch"),
+        ("members.0.last_hop", 1001, "visit after"),
+        ("members.0.since", 1001, "visit after"),
+        ("parcels.0.added_hop", 1001, "parcel"),
+        ("parcels.0.position", 2**64 - 1, "stream ends at"),
+        ("parcels.0.kind", Kind.CANCELLED + 1, "kind"),
+        ("parcels.0.count", 2**32 - 1, "messages in"),
+    ],
+)
+def test_numbers_nobody_could_count_on_from_are_malformed(path: str, value: object, words: str) -> None:
+    assert isinstance(decode(b"".join(encode_token(smallest_token(), 1000))), Token)
+    token = extreme(path, value)
+    with pytest.raises(Malformed, match=words):
+        decode(b"".join(encode_token(token, token.hop)))
+
+
+@pytest.mark.parametrize(
+    "proposal",
+    [
+        Proposal(COUNT_MAX + 1, True, [(1, 1)], frozenset()),
+        Proposal(1, True, [(1, 1), (1, 2)], frozenset()),
+        Proposal(1, True, [(1, 1), (0, 2)], frozenset()),
+    ],
+)
+def test_a_view_that_cannot_be_is_malformed(proposal: Proposal) -> None:
+    token = smallest_token()
+    token.append(1, 0, Order.SAFE, 1, proposal.encode(), Kind.VIEW)
+    with pytest.raises(Malformed, match="member"):
+        decode(b"".join(encode_token(token, 1000)))
+
+
+def test_a_view_takes_one_position() -> None:
+    token = smallest_token()
+    body = Proposal(1, True, [(1, 1)], frozenset()).encode()
+    token.append(1, 0, Order.SAFE, 2, body, Kind.VIEW)
+    with pytest.raises(Malformed, match="2 messages of kind"):
+        decode(b"".join(encode_token(token, 1000)))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Call(1, True, True, EpochId(1, 1, 1), 1, CLAIM_MAX + 1, 3),
+        Beacon((0, 1, 1), CLAIM_MAX + 1),
+        Relayed(1, -2, 0),
+        Relayed(1, 5, max(Refusal) + 1),
+    ],
+)
+def test_claims_nobody_could_go_on_from_are_malformed(message: Message) -> None:
+    with pytest.raises(Malformed):
+        decode(b"".join(encode(message)))
+
+
+def test_the_largest_numbers_that_are_taken_leave_room_to_go_on() -> None:
+    """A ring that has accepted them changes its view, begins an epoch and sends messages without an overflow."""
+    token = smallest_token()
+    token.parcels.clear()
+    token.hop = token.next_position = token.view_number = COUNT_MAX
+    token.lineage = [Epoch(EpochId(COUNT_MAX, 1, 1), COUNT_MAX)]
+    taken = decode(b"".join(encode_token(token, COUNT_MAX)))
+    assert isinstance(taken, Token)
+    taken.fork(1, 1, COUNT_MAX + 1)
+    taken.invite(1, 2, 7, CLAIM_MAX)
+    taken.propose(1, Order.SAFE, True)
+    taken.append(1, 16, Order.AGREED, 1, pack([b"x"]))
+    assert encode_token(taken, taken.hop + 1)
 
 
 def test_sizes_that_do_not_fit_the_payloads_are_malformed() -> None:

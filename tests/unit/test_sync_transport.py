@@ -212,6 +212,42 @@ def test_cancelled_message_brings_no_notice_and_leaves_no_trace() -> None:
     assert network[1].transport.deadline() == inf
 
 
+def test_patient_message_is_one_datagram_and_confirmed_only_when_asked_about() -> None:
+    network = Network()
+    network.send(1, 2, b"hello")
+    network.run(1.0)
+    acks = network[2].transport.counters.acks
+    handle = network.send(1, 2, b"quiet", patience=0.020)
+    network.run(0.019)
+    assert payloads(network, 2) == [b"hello", b"quiet"]
+    assert network[1].transport.cancel(handle)
+    network.run(1.0)
+    assert network[2].transport.counters.acks == acks, "who expects no acknowledgement gets none"
+    asked = network.send(1, 2, b"asked", patience=0.020)
+    network.run(0.019)
+    assert len(network[1].delivered) == 1
+    network.run(0.002)
+    assert network[1].delivered[-1].handle == asked, "the repetition is acknowledged at once"
+    assert payloads(network, 2) == [b"hello", b"quiet", b"asked"]
+    assert network[1].transport.deadline() == inf
+
+
+def test_patience_does_not_delay_the_failure_and_ends_where_datagrams_get_lost() -> None:
+    network = Network()
+    network.send(1, 2, b"hello")
+    network.run(1.0)
+    network.cut = {(1, 2, 0)}
+    begin = network.now
+    network.send(1, 2, b"lost", patience=0.020)
+    network.run(1.0)
+    failed_at, _ = network[1].undelivered[0]
+    assert failed_at - begin == pytest.approx(network.config.failure_after_s, abs=0.001)
+    network.cut = set()
+    network.send(1, 2, b"again", patience=0.020)
+    network.run(0.005)
+    assert len(network[1].delivered) == 2, "after a loss every message is acknowledged"
+
+
 def test_window_moves_past_what_was_given_up() -> None:
     """More lost and abandoned chunks than a window holds do not stop what follows."""
     network = Network()

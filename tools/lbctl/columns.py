@@ -48,6 +48,7 @@ VIP_COLUMNS = (
     Column("OWNER", plain("owner", "[red]nobody[/]")),
     Column("SINCE", age("since")),
     Column("LEASE MS", fixed("lease_ms", 0), right=True),
+    Column("PACKETS/S", number("packets_per_s"), right=True),
     Column("PIN", plain("pin")),
     Column("PREFER", plain("prefer")),
     Column("WHY", plain("reason")),
