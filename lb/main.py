@@ -109,8 +109,8 @@ async def _serve(daemon: Daemon, *, detach: bool) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(worker_pool(daemon.node, WORKERS_MAX, "lbd"))
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: daemon.spawn(daemon.shut_down(detach=detach), "stop"))
-    loop.add_signal_handler(signal.SIGHUP, lambda: daemon.spawn(daemon.reload(), "reload"))
+        loop.add_signal_handler(number, lambda: daemon.gateway.spawn(daemon.shut_down(detach=detach), "stop"))
+    loop.add_signal_handler(signal.SIGHUP, lambda: daemon.gateway.spawn(daemon.reload(), "reload"))
     await daemon.start()
     # What start-up allocated lives as long as the process: the collector need not look at it again.
     gc.collect()
@@ -120,10 +120,10 @@ async def _serve(daemon: Daemon, *, detach: bool) -> None:
         "node %s of cluster %s serves, configuration %d",
         daemon.node.node.name,
         daemon.node.cluster,
-        daemon.store.current.version,
+        daemon.gateway.store.current.version,
     )
-    daemon.notifier.ready("in service")
-    daemon.spawn(daemon.watch_dog(), "watchdog")
+    daemon.gateway.notifier.ready("in service")
+    daemon.gateway.spawn(daemon.watch_dog(), "watchdog")
     await daemon.stopped.wait()
 
 

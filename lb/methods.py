@@ -3,10 +3,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lb import __version__
 from lb.configuration import validate
@@ -19,9 +20,7 @@ from lb.control import Caller, ControlError
 from lb.engine.packet_engine import EngineError
 from lb.events import Event
 from lb.events import to_plain as event_to_plain
-
-if TYPE_CHECKING:
-    from lb.daemon import Daemon
+from lb.gateway import Gateway
 
 EVENT_LIMIT_MAX = 10_000
 CHANGES_IN_EVENT_MAX = 5
@@ -32,9 +31,9 @@ FORWARDING = {
 Params = dict[str, Any]
 
 
-def register(daemon: "Daemon") -> None:
-    """Offers the methods on the daemon's control socket."""
-    offered: dict[str, Callable[[Daemon, Params, Caller], Any]] = {
+def register(gateway: Gateway, detach: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Offers the methods on the daemon's control socket. `detach` ends the daemon and takes the packet path out."""
+    offered: dict[str, Callable[[Gateway, Params, Caller], Any]] = {
         "status": _status,
         "services": _services,
         "backends": _backends,
@@ -48,15 +47,15 @@ def register(daemon: "Daemon") -> None:
         "backend.weight": _backend_weight,
         "health.targets": _health_targets,
         "health.report": _health_report,
-        "detach": _detach,
+        "detach": partial(_detach, detach),
     }
     for name, method in offered.items():
-        daemon.control.register(name, _bound(daemon, method))
+        gateway.control.register(name, _bound(gateway, method))
 
 
-def _bound(daemon: "Daemon", method: Callable[["Daemon", Params, Caller], Any]) -> Any:
+def _bound(gateway: Gateway, method: Callable[[Gateway, Params, Caller], Any]) -> Any:
     async def handle(params: Params, caller: Caller) -> Any:
-        result = method(daemon, params, caller)
+        result = method(gateway, params, caller)
         return await result if asyncio.iscoroutine(result) else result
 
     return handle
@@ -81,40 +80,40 @@ def int_param(params: Params, name: str, lowest: int, highest: int, default: int
 # --- state -----------------------------------------------------------------------------------------------------------
 
 
-def _status(daemon: "Daemon", _params: Params, _caller: Caller) -> dict[str, Any]:
-    config = daemon.store.current
-    modes = {attached.name: attached.mode for attached in daemon.attached}
+def _status(gateway: Gateway, _params: Params, _caller: Caller) -> dict[str, Any]:
+    config = gateway.store.current
+    modes = {attached.name: attached.mode for attached in gateway.attached}
     return {
-        "cluster": daemon.node.cluster,
-        "node": daemon.node.node.name,
-        "node_id": daemon.node.node.id,
+        "cluster": gateway.node.cluster,
+        "node": gateway.node.node.name,
+        "node_id": gateway.node.node.id,
         "version": __version__,
-        "state": daemon.state,
-        "reason": daemon.reason or None,
-        "started_at": daemon.started_at,
-        "uptime_s": time.time() - daemon.started_at,
+        "state": gateway.state,
+        "reason": gateway.reason or None,
+        "started_at": gateway.started_at,
+        "uptime_s": time.time() - gateway.started_at,
         "config_version": config.version,
-        "view": daemon.view(),
-        "loop_lag_ms": daemon.lag.worst_s * 1000,
+        "view": gateway.view(),
+        "loop_lag_ms": gateway.lag_s * 1000,
         "interfaces": [
             {"name": each.name, "segment": each.segment, "xdp_mode": modes.get(each.name)}
-            for each in daemon.node.interfaces
+            for each in gateway.node.interfaces
         ],
         "service_count": len(config.services),
         "backend_count": sum(len(service.backends) for service in config.services),
         "vip_count": len(config.vips),
-        "engine_updates": daemon.driver.updates,
-        "engine_failures": daemon.driver.failures,
-        "connections": daemon.sweeps.last.seen,
+        "engine_updates": gateway.driver.updates,
+        "engine_failures": gateway.driver.failures,
+        "connections": gateway.census.seen,
     }
 
 
-def _services(daemon: "Daemon", _params: Params, _caller: Caller) -> list[dict[str, Any]]:
-    return [_service_row(daemon, service) for service in daemon.store.current.services]
+def _services(gateway: Gateway, _params: Params, _caller: Caller) -> list[dict[str, Any]]:
+    return [_service_row(gateway, service) for service in gateway.store.current.services]
 
 
-def _service_row(daemon: "Daemon", service: Service) -> dict[str, Any]:
-    states = [backend_state(daemon, service, backend)[0] for backend in service.backends]
+def _service_row(gateway: Gateway, service: Service) -> dict[str, Any]:
+    states = [backend_state(gateway, service, backend)[0] for backend in service.backends]
     return {
         "name": service.name,
         "id": service.id,
@@ -131,13 +130,13 @@ def _service_row(daemon: "Daemon", service: Service) -> dict[str, Any]:
     }
 
 
-def _backends(daemon: "Daemon", _params: Params, _caller: Caller) -> list[dict[str, Any]]:
-    return [_backend_row(daemon, s, backend) for s in daemon.store.current.services for backend in s.backends]
+def _backends(gateway: Gateway, _params: Params, _caller: Caller) -> list[dict[str, Any]]:
+    return [_backend_row(gateway, s, backend) for s in gateway.store.current.services for backend in s.backends]
 
 
-def _backend_row(daemon: "Daemon", service: Service, backend: Backend) -> dict[str, Any]:
-    state, reason = backend_state(daemon, service, backend)
-    condition = daemon.board.condition(backend.id)
+def _backend_row(gateway: Gateway, service: Service, backend: Backend) -> dict[str, Any]:
+    state, reason = backend_state(gateway, service, backend)
+    condition = gateway.board.condition(backend.id)
     return {
         "service": service.name,
         "name": backend.name,
@@ -157,12 +156,12 @@ def _backend_row(daemon: "Daemon", service: Service, backend: Backend) -> dict[s
     }
 
 
-def backend_state(daemon: "Daemon", service: Service, backend: Backend) -> tuple[str, str | None]:
+def backend_state(gateway: Gateway, service: Service, backend: Backend) -> tuple[str, str | None]:
     """up, down, draining or unresolved, and why."""
-    condition = daemon.board.condition(backend.id)
+    condition = gateway.board.condition(backend.id)
     if not condition.alive:
         return "down", condition.detail
-    problem = daemon.neighbours.problems.get(backend.id)
+    problem = gateway.neighbours.problems.get(backend.id)
     if problem is not None:
         return "unresolved", problem
     if backend.drain or backend.weight == 0:
@@ -170,46 +169,46 @@ def backend_state(daemon: "Daemon", service: Service, backend: Backend) -> tuple
     return "up", None if service.health is None else condition.detail
 
 
-def _events(daemon: "Daemon", params: Params, _caller: Caller) -> list[dict[str, Any]]:
+def _events(gateway: Gateway, params: Params, _caller: Caller) -> list[dict[str, Any]]:
     after = int_param(params, "after", 0, 1 << 62, 0)
     limit = int_param(params, "limit", 1, EVENT_LIMIT_MAX, 100)
-    return [event_to_plain(event) for event in daemon.journal.after(after, limit)]
+    return [event_to_plain(event) for event in gateway.journal.after(after, limit)]
 
 
-def _metrics(daemon: "Daemon", _params: Params, _caller: Caller) -> Any:
-    return daemon.metrics.as_plain()
+def _metrics(gateway: Gateway, _params: Params, _caller: Caller) -> Any:
+    return gateway.metrics.as_plain()
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------
 
 
-def _config_get(daemon: "Daemon", _params: Params, _caller: Caller) -> dict[str, Any]:
-    config = daemon.store.current
+def _config_get(gateway: Gateway, _params: Params, _caller: Caller) -> dict[str, Any]:
+    config = gateway.store.current
     content = document(config)
     return {"version": config.version, "document": content, "text": toml_text(content)}
 
 
-async def _config_diff(daemon: "Daemon", params: Params, _caller: Caller) -> dict[str, Any]:
+async def _config_diff(gateway: Gateway, params: Params, _caller: Caller) -> dict[str, Any]:
     wanted = await _validated(params)
-    config = daemon.store.current
-    return {"version": config.version, "changes": _plain(diff(config, wanted)), "warnings": warnings(daemon, wanted)}
+    config = gateway.store.current
+    return {"version": config.version, "changes": _plain(diff(config, wanted)), "warnings": warnings(gateway, wanted)}
 
 
-async def _config_apply(daemon: "Daemon", params: Params, caller: Caller) -> dict[str, Any]:
+async def _config_apply(gateway: Gateway, params: Params, caller: Caller) -> dict[str, Any]:
     version = params.get("if_version")
     if version is not None:
         version = int_param(params, "if_version", 0, 1 << 62)
     form = params.get("format", "toml")
     text, source = text_param(params, "text"), str(params.get("source") or "request")
-    return await apply_text(daemon, text, form, source, version, caller)
+    return await apply_text(gateway, text, form, source, version, caller)
 
 
 async def apply_text(
-    daemon: "Daemon", text: str, form: str, source: str, version: int | None, caller: Caller
+    gateway: Gateway, text: str, form: str, source: str, version: int | None, caller: Caller
 ) -> dict[str, Any]:
     """Validates a cluster file and makes it the current configuration. Raises ConfigError or ControlError."""
     wanted = await _validated({"text": text, "format": form, "source": source})
-    return await apply(daemon, wanted, version, caller)
+    return await apply(gateway, wanted, version, caller)
 
 
 async def _validated(params: Params) -> ClusterConfig:
@@ -231,28 +230,28 @@ def _remedy(problem: dict[str, Any]) -> str | None:
     return f"allowed: {problem['allowed']}" if problem["allowed"] else None
 
 
-async def apply(daemon: "Daemon", wanted: ClusterConfig, version: int | None, caller: Caller) -> dict[str, Any]:
+async def apply(gateway: Gateway, wanted: ClusterConfig, version: int | None, caller: Caller) -> dict[str, Any]:
     """Makes a validated configuration the current one, and waits until the packet path has it. Raises ControlError."""
-    old = daemon.store.current
+    old = gateway.store.current
     changes = diff(old, wanted)
-    notes = warnings(daemon, wanted)
+    notes = warnings(gateway, wanted)
     if version is not None and version != old.version:
         raise _conflict(VersionConflict(version, old.version))
     if not changes and old.version:
         return {"version": old.version, "changes": [], "warnings": notes}
     try:
-        new = await daemon.store.apply(wanted, version, caller)
-        await daemon.driver.settled()
+        new = await gateway.store.apply(wanted, version, caller)
+        await gateway.driver.settled()
     except VersionConflict as error:
         raise _conflict(error) from None
     except IdentitiesExhausted as error:
         raise ControlError("invalid", str(error)) from None
     except OSError as error:
-        remedy = f"see whether {daemon.node.state_dir} is writable and has room"
+        remedy = f"see whether {gateway.node.state_dir} is writable and has room"
         raise ControlError("unavailable", f"the configuration cannot be kept: {error}", remedy=remedy) from None
     except EngineError as error:
         raise ControlError("unavailable", str(error), remedy="see `lbctl events` and the daemon's journal") from None
-    daemon.report(
+    gateway.report(
         Event("config.applied", _in_short(new.version, changes), subject=f"version {new.version}", who=caller.who)
     )
     return {"version": new.version, "changes": _plain(changes), "warnings": notes}
@@ -275,9 +274,9 @@ def _plain(changes: list[Change]) -> list[dict[str, Any]]:
     return [asdict(change) for change in changes]
 
 
-def warnings(daemon: "Daemon", config: ClusterConfig) -> list[str]:
+def warnings(gateway: Gateway, config: ClusterConfig) -> list[str]:
     """What is allowed and probably not meant."""
-    segments = set(daemon.node.segments)
+    segments = set(gateway.node.segments)
     known = ", ".join(sorted(segments))
     found = [
         f"vip {vip.address}: this gateway has no interface on segment {vip.segment}, only on {known}"
@@ -305,20 +304,20 @@ def _forwarding_warnings(config: ClusterConfig) -> list[str]:
 # --- backends --------------------------------------------------------------------------------------------------------
 
 
-async def _backend_drain(daemon: "Daemon", params: Params, caller: Caller) -> dict[str, Any]:
-    return await _change_backend(daemon, params, caller, drain=True)
+async def _backend_drain(gateway: Gateway, params: Params, caller: Caller) -> dict[str, Any]:
+    return await _change_backend(gateway, params, caller, drain=True)
 
 
-async def _backend_undrain(daemon: "Daemon", params: Params, caller: Caller) -> dict[str, Any]:
-    return await _change_backend(daemon, params, caller, drain=False)
+async def _backend_undrain(gateway: Gateway, params: Params, caller: Caller) -> dict[str, Any]:
+    return await _change_backend(gateway, params, caller, drain=False)
 
 
-async def _backend_weight(daemon: "Daemon", params: Params, caller: Caller) -> dict[str, Any]:
-    return await _change_backend(daemon, params, caller, weight=int_param(params, "weight", 0, 65535))
+async def _backend_weight(gateway: Gateway, params: Params, caller: Caller) -> dict[str, Any]:
+    return await _change_backend(gateway, params, caller, weight=int_param(params, "weight", 0, 65535))
 
 
-async def _change_backend(daemon: "Daemon", params: Params, caller: Caller, **changes: Any) -> dict[str, Any]:
-    config = daemon.store.current
+async def _change_backend(gateway: Gateway, params: Params, caller: Caller, **changes: Any) -> dict[str, Any]:
+    config = gateway.store.current
     service = config.service(text_param(params, "service"))
     if service is None:
         known = ", ".join(each.name for each in config.services) or "none"
@@ -332,30 +331,32 @@ async def _change_backend(daemon: "Daemon", params: Params, caller: Caller, **ch
         raise ControlError("not_found", message, field="backend", remedy=f"there are: {known}")
     backends = tuple(replace(each, **changes) if each is backend else each for each in service.backends)
     services = tuple(replace(each, backends=backends) if each is service else each for each in config.services)
-    return await apply(daemon, replace(config, services=services), config.version, caller)
+    return await apply(gateway, replace(config, services=services), config.version, caller)
 
 
 # --- health and the end ----------------------------------------------------------------------------------------------
 
 
-def _health_targets(daemon: "Daemon", _params: Params, _caller: Caller) -> dict[str, Any]:
-    return {"targets": daemon.board.targets()}
+def _health_targets(gateway: Gateway, _params: Params, _caller: Caller) -> dict[str, Any]:
+    return {"targets": gateway.board.targets()}
 
 
-def _health_report(daemon: "Daemon", params: Params, _caller: Caller) -> dict[str, Any]:
+def _health_report(gateway: Gateway, params: Params, _caller: Caller) -> dict[str, Any]:
     findings = params.get("findings")
     if not isinstance(findings, list):
         raise ControlError("bad_request", "findings must be a list", field="findings")
     try:
-        daemon.board.report(findings)
+        gateway.board.report(findings)
     except (KeyError, TypeError, ValueError) as error:
         raise ControlError("bad_request", f"a finding is malformed: {error}", field="findings") from None
     return {}
 
 
-async def _detach(daemon: "Daemon", _params: Params, caller: Caller) -> dict[str, Any]:
-    daemon.report(
+async def _detach(
+    detach: Callable[[], Coroutine[Any, Any, None]], gateway: Gateway, _params: Params, caller: Caller
+) -> dict[str, Any]:
+    gateway.report(
         Event("engine.detached", "the packet path is taken off all interfaces", who=caller.who, severity="warning")
     )
-    daemon.spawn(daemon.shut_down(detach=True), "detach")
-    return {"interfaces": [attached.name for attached in daemon.attached]}
+    gateway.spawn(detach(), "detach")
+    return {"interfaces": [attached.name for attached in gateway.attached]}

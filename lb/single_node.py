@@ -5,17 +5,15 @@ import asyncio
 import logging
 import time
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lb.configuration.model import EMPTY, ClusterConfig, Vip
 from lb.control import Caller, ControlError
 from lb.engine.packet_engine import FOREVER_NS
 from lb.events import Event
+from lb.gateway import Gateway
 from lb.network.announce import Announcer, Claim
 from lb.network.netlink import Link, Netlink, NetlinkError
-
-if TYPE_CHECKING:
-    from lb.daemon import Daemon
 
 log = logging.getLogger("lb.vips")
 LEASE_FOREVER_NS = FOREVER_NS // 2
@@ -26,22 +24,22 @@ class SingleNode:
 
     name = "vips"
 
-    def __init__(self, daemon: "Daemon") -> None:
-        self._daemon = daemon
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
         self._since: dict[str, float] = {}
         self._problems: dict[str, str] = {}
         self._announcer: Announcer | None = None
         self._change = asyncio.Lock()
-        daemon.control.register("vips", self._vips)
-        daemon.control.register("nodes", self._nodes)
+        gateway.control.register("vips", self._vips)
+        gateway.control.register("nodes", self._nodes)
         for method in ("vip.move", "vip.pin", "vip.unpin", "vip.prefer", "node.drain", "node.undrain"):
-            daemon.control.register(method, self._refuse)
+            gateway.control.register(method, self._refuse)
 
     async def start(self) -> None:
         self._announcer = Announcer(asyncio.get_running_loop(), self._conflict)
-        self._daemon.engine.set_lease(LEASE_FOREVER_NS)
-        self._daemon.store.on_change(self._changed)
-        await self._take(EMPTY, self._daemon.store.current)
+        self._gateway.engine.set_lease(LEASE_FOREVER_NS)
+        self._gateway.store.on_change(self._changed)
+        await self._take(EMPTY, self._gateway.store.current)
 
     async def stop(self, planned: bool) -> None:
         """The addresses stay: packets go on while the daemon is away."""
@@ -51,17 +49,17 @@ class SingleNode:
     def release(self) -> None:
         """Takes all VIPs off the interfaces, when the data path is taken out."""
         with Netlink() as netlink:
-            for vip in self._daemon.store.current.vips:
+            for vip in self._gateway.store.current.vips:
                 self._off(netlink, _links(netlink), vip)
 
     def _changed(self, old: ClusterConfig, new: ClusterConfig) -> None:
-        self._daemon.spawn(self._take(old, new), "vips")
+        self._gateway.spawn(self._take(old, new), "vips")
 
     async def _take(self, old: ClusterConfig, new: ClusterConfig) -> None:
         async with self._change:
             await asyncio.to_thread(self._place, old, new)
             held = [vip.host for vip in new.vips if vip.host not in self._problems]
-            await asyncio.to_thread(self._daemon.engine.hold, held)
+            await asyncio.to_thread(self._gateway.engine.hold, held)
             before = {vip.host for vip in old.vips}
             self._announce([vip for vip in new.vips if vip.host in held and vip.host not in before])
 
@@ -98,7 +96,7 @@ class SingleNode:
             netlink.delete_address(link.index, _interface_of(vip))
 
     def _link_of(self, links: dict[str, Link], vip: Vip) -> Link | None:
-        names = [interface.name for interface in self._daemon.node.interfaces if interface.segment == vip.segment]
+        names = [interface.name for interface in self._gateway.node.interfaces if interface.segment == vip.segment]
         return next((links[name] for name in names if name in links), None)
 
     def _announce(self, vips: list[Vip]) -> None:
@@ -111,7 +109,7 @@ class SingleNode:
 
     def _conflict(self, interface: str, claim: Claim) -> None:
         mac = claim.mac.hex(":")
-        self._daemon.report(
+        self._gateway.report(
             Event(
                 "vip.duplicate",
                 f"another host ({mac}) on {interface} uses {claim.address}: take it off there",
@@ -121,14 +119,14 @@ class SingleNode:
         )
 
     async def _vips(self, _params: dict[str, Any], _caller: Caller) -> list[dict[str, Any]]:
-        return [self._vip(vip) for vip in self._daemon.store.current.vips]
+        return [self._vip(vip) for vip in self._gateway.store.current.vips]
 
     def _vip(self, vip: Vip) -> dict[str, Any]:
         problem = self._problems.get(vip.host)
         return {
             "address": vip.address,
             "segment": vip.segment,
-            "owner": None if problem else self._daemon.node.node.name,
+            "owner": None if problem else self._gateway.node.node.name,
             "since": self._since.get(vip.host),
             "reason": problem or "the only gateway",
             "lease_ms": None,
@@ -138,7 +136,7 @@ class SingleNode:
         }
 
     async def _nodes(self, _params: dict[str, Any], _caller: Caller) -> list[dict[str, Any]]:
-        return [{**self._daemon.node_status(), "in_view": True, "vip_count": len(self._since)}]
+        return [{**self._gateway.node_status(), "in_view": True, "vip_count": len(self._since)}]
 
     async def _refuse(self, _params: dict[str, Any], _caller: Caller) -> None:
         remedy = "a cluster needs [ring] in each gateway's node file"

@@ -11,7 +11,8 @@ from lb.api.access import load_tokens
 from lb.api.app import build
 from lb.api.audit import AuditLog
 from lb.api.control_client import ControlClient
-from lb.api.gateway import Gateway, hub_of
+from lb.api.gateway import Gateway
+from lb.api.inventory import hub_of
 from lb.api.pinned import PinnedDataPath
 from lb.api.sampler import Sampler
 from lb.api.server import serve

@@ -2,7 +2,6 @@
 """Handlers of the calls that read state or change it through lbd."""
 
 import asyncio
-import json
 from typing import Any
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -160,9 +159,3 @@ async def node_undrain(call: Call) -> Response:
 
 async def detach(call: Call) -> Response:
     return done(await call.gateway.change(call.identity, "detach"), "the packet path is detached from all interfaces")
-
-
-async def openapi_document(call: Call) -> Response:
-    from lb.api.openapi import document
-
-    return Response(json.dumps(document(), indent=1), media_type="application/json")

@@ -6,12 +6,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from lb.api import inventory
 from lb.api.access import Identity, Token
 from lb.api.audit import AuditLog
 from lb.api.control_client import CHANGE_TIMEOUT_S, READ_TIMEOUT_S, ControlClient
 from lb.api.datapath import DataPath
-from lb.api.hub import Hub, Source
+from lb.api.hub import Hub
 from lb.api.problems import ApiProblem
 from lb.api.sampler import Sampler
 from lb.api.settings import Settings
@@ -54,23 +53,3 @@ class Gateway:
         self, identity: Identity, action: str, params: dict[str, Any], outcome: str, took_ms: float
     ) -> None:
         await asyncio.to_thread(self.audit.write, identity, action, params, outcome, took_ms)
-
-
-def hub_of(gateway: Gateway) -> Hub:
-    """The live stream over everything a console shows."""
-
-    async def counters() -> Any:
-        return (await gateway.sampler.sample_or_empty()).reasons()
-
-    async def vips() -> Any:
-        return inventory.rows_of(await gateway.ask("vips"))
-
-    sources: dict[str, Source] = {
-        "status": lambda: gateway.ask("status"),
-        "nodes": lambda: inventory.nodes(gateway),
-        "vips": vips,
-        "services": lambda: inventory.services(gateway),
-        "backends": lambda: inventory.backends(gateway),
-        "counters": counters,
-    }
-    return Hub(gateway.control.events, sources)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers that join what lbd knows (names, states) with what the maps count."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lb.api.datapath import Names
-
-if TYPE_CHECKING:
-    from lb.api.gateway import Gateway
+from lb.api.gateway import Gateway
+from lb.api.hub import Hub, Source
 
 
 def rows_of(answer: Any) -> list[dict[str, Any]]:
@@ -14,21 +13,21 @@ def rows_of(answer: Any) -> list[dict[str, Any]]:
     return [row for row in answer if isinstance(row, dict)] if isinstance(answer, list) else []
 
 
-async def services(gateway: "Gateway", *, with_rates: bool = False) -> list[dict[str, Any]]:
+async def services(gateway: Gateway, *, with_rates: bool = False) -> list[dict[str, Any]]:
     """As of shapes.Service."""
     rows = rows_of(await gateway.ask("services"))
     sample = await gateway.sampler.sample_or_empty(with_rates=with_rates)
     return [{**row, "traffic": sample.service(row["id"])} for row in rows]
 
 
-async def backends(gateway: "Gateway", *, with_rates: bool = False) -> list[dict[str, Any]]:
+async def backends(gateway: Gateway, *, with_rates: bool = False) -> list[dict[str, Any]]:
     """As of shapes.Backend."""
     rows = rows_of(await gateway.ask("backends"))
     sample = await gateway.sampler.sample_or_empty(with_rates=with_rates)
     return [{**row, "traffic": sample.backend(row["id"])} for row in rows]
 
 
-async def nodes(gateway: "Gateway", *, with_rates: bool = False) -> list[dict[str, Any]]:
+async def nodes(gateway: Gateway, *, with_rates: bool = False) -> list[dict[str, Any]]:
     """As of shapes.Node; this gateway's own load comes from its maps, the others' from what they told the cluster."""
     rows = rows_of(await gateway.ask("nodes"))
     total = (await gateway.sampler.sample_or_empty(with_rates=with_rates)).total()
@@ -40,7 +39,7 @@ async def nodes(gateway: "Gateway", *, with_rates: bool = False) -> list[dict[st
     return rows
 
 
-async def names(gateway: "Gateway") -> Names:
+async def names(gateway: Gateway) -> Names:
     """Current names of the numbers in the maps; the last known ones while lbd is away."""
     try:
         service_rows = rows_of(await gateway.ask("services"))
@@ -56,3 +55,23 @@ async def names(gateway: "Gateway") -> Names:
         nodes={row["id"]: row["name"] for row in node_rows},
     )
     return gateway.sampler.names
+
+
+def hub_of(gateway: Gateway) -> Hub:
+    """The live stream over everything a console shows."""
+
+    async def counters() -> Any:
+        return (await gateway.sampler.sample_or_empty()).reasons()
+
+    async def vips() -> Any:
+        return rows_of(await gateway.ask("vips"))
+
+    sources: dict[str, Source] = {
+        "status": lambda: gateway.ask("status"),
+        "nodes": lambda: nodes(gateway),
+        "vips": vips,
+        "services": lambda: services(gateway),
+        "backends": lambda: backends(gateway),
+        "counters": counters,
+    }
+    return Hub(gateway.control.events, sources)

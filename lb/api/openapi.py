@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The OpenAPI 3.1 document, generated from the table of endpoints and the models of lb.api.shapes."""
 
-import functools
 import re
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -11,7 +11,6 @@ from pydantic.json_schema import models_json_schema
 
 from lb.api import shapes
 from lb.api.endpoint import PATH_PARAMETERS, Endpoint
-from lb.api.routes import ENDPOINTS
 
 API_VERSION = "1"
 _REFERENCE = "#/components/schemas/{model}"
@@ -24,11 +23,11 @@ def _is_model(answer: Any) -> bool:
     return isinstance(answer, type) and issubclass(answer, BaseModel)
 
 
-def _models() -> list[type[BaseModel]]:
-    answers = [endpoint.answer for endpoint in ENDPOINTS]
+def _models(endpoints: Sequence[Endpoint]) -> list[type[BaseModel]]:
+    answers = [endpoint.answer for endpoint in endpoints]
     plain = [answer for answer in answers if _is_model(answer)]
     items = [answer.__args__[0] for answer in answers if getattr(answer, "__origin__", None) is list]
-    bodies = [endpoint.body for endpoint in ENDPOINTS if endpoint.body]
+    bodies = [endpoint.body for endpoint in endpoints if endpoint.body]
     return list(dict.fromkeys([shapes.Problem, *plain, *items, *bodies]))
 
 
@@ -123,12 +122,11 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
-@functools.cache
-def document() -> dict[str, Any]:
-    """The whole document."""
-    _, schemas = models_json_schema([(model, "validation") for model in _models()], ref_template=_REFERENCE)
+def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
+    """The whole document of a table of calls."""
+    _, schemas = models_json_schema([(model, "validation") for model in _models(endpoints)], ref_template=_REFERENCE)
     paths: dict[str, Any] = {}
-    for endpoint in ENDPOINTS:
+    for endpoint in endpoints:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
     return {
         "openapi": "3.1.0",

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of all calls of the API."""
 
+import functools
+import json
 from http import HTTPMethod
+from typing import Any
+
+from starlette.responses import Response
 
 from lb.api import calls, observe, shapes
-from lb.api.endpoint import Endpoint, Handler
+from lb.api.endpoint import Call, Endpoint, Handler
+from lb.api.openapi import document
 
 GET, POST, PUT = HTTPMethod.GET, HTTPMethod.POST, HTTPMethod.PUT
 CONFIG_MEDIA = ("application/toml", "application/json")
@@ -13,6 +19,10 @@ SOURCE_HEADER = {"X-Source": "name of the file, for error messages"}
 
 def _operate(path: str, handler: Handler, summary: str, body: type[shapes.Request] | None = None) -> Endpoint:
     return Endpoint(POST, path, handler, summary, role="operate", body=body, answer=shapes.Done, audited=True)
+
+
+async def _description(_call: Call) -> Response:
+    return Response(json.dumps(description(), indent=1), media_type="application/json")
 
 
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -133,5 +143,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         answer_media="text/event-stream",
     ),
     Endpoint(GET, "/metrics", observe.metrics, "Metrics for Prometheus", answer=str, answer_media="text/plain"),
-    Endpoint(GET, "/openapi.json", calls.openapi_document, "This description", answer=dict),
+    Endpoint(GET, "/openapi.json", _description, "This description", answer=dict),
 )
+
+
+@functools.cache
+def description() -> dict[str, Any]:
+    """The OpenAPI document of all calls."""
+    return document(ENDPOINTS)

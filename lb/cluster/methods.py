@@ -4,11 +4,12 @@
 import ipaddress
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgpack
 
 from lb import methods
+from lb.cluster.cluster import Cluster
 from lb.cluster.own_node import STATE_NAMES
 from lb.cluster.ownership import (
     DRAIN_PREFIX,
@@ -28,13 +29,10 @@ from lb.events import Event
 from lb.methods import Params, text_param
 from sync.data import OutcomeUnknown, RequestRefused, VersionConflict
 
-if TYPE_CHECKING:
-    from lb.cluster.gateway import Cluster
-
 PREFER_MAX = 32
 
 
-def register_methods(cluster: "Cluster") -> None:
+def register_methods(cluster: Cluster) -> None:
     """Offer the methods on the daemon's control socket."""
     offered = {
         "nodes": _nodes,
@@ -47,10 +45,10 @@ def register_methods(cluster: "Cluster") -> None:
         "node.undrain": _undrain,
     }
     for name, method in offered.items():
-        cluster.daemon.control.register(name, _bound(cluster, method))
+        cluster.gateway.control.register(name, _bound(cluster, method))
 
 
-def _bound(cluster: "Cluster", method: Any) -> Any:
+def _bound(cluster: Cluster, method: Any) -> Any:
     async def handle(params: Params, caller: Caller) -> Any:
         try:
             return await method(cluster, params, caller)
@@ -66,13 +64,13 @@ def _bound(cluster: "Cluster", method: Any) -> Any:
 # --- looking ---------------------------------------------------------------------------------------------------------
 
 
-async def _nodes(cluster: "Cluster", _params: Params, _caller: Caller) -> list[dict[str, Any]]:
+async def _nodes(cluster: Cluster, _params: Params, _caller: Caller) -> list[dict[str, Any]]:
     view = cluster.state.view
     known = set(cluster.state.ids.values()) | (set(view.members) if view is not None else set())
     return [_node_row(cluster, node) for node in sorted(known)]
 
 
-def _node_row(cluster: "Cluster", node: int) -> dict[str, Any]:
+def _node_row(cluster: Cluster, node: int) -> dict[str, Any]:
     state, view = cluster.state, cluster.state.view
     member = view is not None and node in view.members
     facts = state.facts.get(node, NodeFacts())
@@ -93,11 +91,11 @@ def _node_row(cluster: "Cluster", node: int) -> dict[str, Any]:
     }
 
 
-async def _vips(cluster: "Cluster", _params: Params, _caller: Caller) -> list[dict[str, Any]]:
+async def _vips(cluster: Cluster, _params: Params, _caller: Caller) -> list[dict[str, Any]]:
     return [_vip_row(cluster, vip) for vip in cluster.store.current.vips]
 
 
-def _vip_row(cluster: "Cluster", vip: Vip) -> dict[str, Any]:
+def _vip_row(cluster: Cluster, vip: Vip) -> dict[str, Any]:
     holding = cluster.state.holdings.get(vip.host, Holding())
     view = cluster.state.view
     there = view is not None and holding.owner in view.members
@@ -122,7 +120,7 @@ def _vip_row(cluster: "Cluster", vip: Vip) -> dict[str, Any]:
 # --- moving ----------------------------------------------------------------------------------------------------------
 
 
-async def _move(cluster: "Cluster", params: Params, caller: Caller) -> dict[str, Any]:
+async def _move(cluster: Cluster, params: Params, caller: Caller) -> dict[str, Any]:
     vip, target = _vip(cluster, params), _node(cluster, params)
     name = cluster.state.name(target)
     _check_reachable(cluster, vip, target)
@@ -135,7 +133,7 @@ async def _move(cluster: "Cluster", params: Params, caller: Caller) -> dict[str,
     return {"message": f"{vip.host} goes to {name}"}
 
 
-async def _start_moving(cluster: "Cluster", vip: Vip, target: int, reason: str, who: str) -> None:
+async def _start_moving(cluster: Cluster, vip: Vip, target: int, reason: str, who: str) -> None:
     state = cluster.state
     write = transfer(state.cluster(cluster.store.current), vip.host, target, reason, who, time.time())
     if write is None or write.after is None or (write.before is not None and write.before.goes_to == target):
@@ -144,7 +142,7 @@ async def _start_moving(cluster: "Cluster", vip: Vip, target: int, reason: str, 
     await cluster.ring.data.put(HOLDING_PREFIX + vip.host, pack(write.after), version=version)
 
 
-async def _pin(cluster: "Cluster", params: Params, caller: Caller) -> dict[str, Any]:
+async def _pin(cluster: Cluster, params: Params, caller: Caller) -> dict[str, Any]:
     vip = _vip(cluster, params)
     if params.get("node") is None:
         owner = cluster.state.holdings.get(vip.host, Holding()).goes_to
@@ -158,13 +156,13 @@ async def _pin(cluster: "Cluster", params: Params, caller: Caller) -> dict[str, 
     return {"message": f"{vip.host} is pinned to {name}"}
 
 
-async def _unpin(cluster: "Cluster", params: Params, caller: Caller) -> dict[str, Any]:
+async def _unpin(cluster: Cluster, params: Params, caller: Caller) -> dict[str, Any]:
     vip = _vip(cluster, params)
     await _change_vip(cluster, vip, caller, pin="")
     return {"message": f"{vip.host} is not pinned"}
 
 
-async def _prefer(cluster: "Cluster", params: Params, caller: Caller) -> dict[str, Any]:
+async def _prefer(cluster: Cluster, params: Params, caller: Caller) -> dict[str, Any]:
     vip, names = _vip(cluster, params), params.get("nodes")
     if not isinstance(names, list) or len(names) > PREFER_MAX or not all(isinstance(name, str) for name in names):
         raise ControlError("bad_request", f"nodes must be a list of at most {PREFER_MAX} names", field="nodes")
@@ -174,16 +172,16 @@ async def _prefer(cluster: "Cluster", params: Params, caller: Caller) -> dict[st
     return {"message": f"{vip.host} prefers {', '.join(names) or 'nobody'}"}
 
 
-async def _change_vip(cluster: "Cluster", vip: Vip, caller: Caller, **changes: Any) -> None:
+async def _change_vip(cluster: Cluster, vip: Vip, caller: Caller, **changes: Any) -> None:
     config = cluster.store.current
     vips = tuple(replace(each, **changes) if each is vip else each for each in config.vips)
-    await methods.apply(cluster.daemon, replace(config, vips=vips), config.version, caller)
+    await methods.apply(cluster.gateway, replace(config, vips=vips), config.version, caller)
 
 
 # --- draining --------------------------------------------------------------------------------------------------------
 
 
-async def _drain(cluster: "Cluster", params: Params, caller: Caller) -> dict[str, Any]:
+async def _drain(cluster: Cluster, params: Params, caller: Caller) -> dict[str, Any]:
     node = _node(cluster, params)
     name = cluster.state.name(node)
     if node in cluster.state.drained:
@@ -193,7 +191,7 @@ async def _drain(cluster: "Cluster", params: Params, caller: Caller) -> dict[str
     return {"message": f"{name} gives up its VIPs and takes no new connections of its own; existing ones stay"}
 
 
-async def _undrain(cluster: "Cluster", params: Params, caller: Caller) -> dict[str, Any]:
+async def _undrain(cluster: Cluster, params: Params, caller: Caller) -> dict[str, Any]:
     node = _node(cluster, params)
     name = cluster.state.name(node)
     if node not in cluster.state.drained:
@@ -206,7 +204,7 @@ async def _undrain(cluster: "Cluster", params: Params, caller: Caller) -> dict[s
 # --- parameters ------------------------------------------------------------------------------------------------------
 
 
-def _vip(cluster: "Cluster", params: Params) -> Vip:
+def _vip(cluster: Cluster, params: Params) -> Vip:
     text = text_param(params, "address").partition("/")[0]
     try:
         host = str(ipaddress.ip_address(text))
@@ -219,7 +217,7 @@ def _vip(cluster: "Cluster", params: Params) -> Vip:
     return vip
 
 
-def _node(cluster: "Cluster", params: Params) -> int:
+def _node(cluster: Cluster, params: Params) -> int:
     name = text_param(params, "node")
     node = cluster.state.ids.get(name)
     if node is None:
@@ -228,7 +226,7 @@ def _node(cluster: "Cluster", params: Params) -> int:
     return node
 
 
-def _check_reachable(cluster: "Cluster", vip: Vip, node: int) -> None:
+def _check_reachable(cluster: Cluster, vip: Vip, node: int) -> None:
     """The planner would take the address back from a node that is not fit to hold it: refuse at once, with why."""
     name = cluster.state.name(node)
     view = cluster.state.view

@@ -12,8 +12,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from ebpf.layout import CONNECTION, FLOW_KEY, PROTOCOLS, State, pack_address
-from lb.api.openapi import document
-from lb.api.routes import ENDPOINTS
+from lb.api.routes import ENDPOINTS, description
 from tests.unit.api_support import RunningApi, eventually, running_api
 from tools.lbctl.client import ApiError
 
@@ -260,7 +259,7 @@ def test_metrics_page_is_complete_and_well_formed(api: RunningApi) -> None:
 
 def test_document_describes_every_route(api: RunningApi) -> None:
     served = api.client().get("/openapi.json")
-    assert served == json.loads(json.dumps(document()))
+    assert served == json.loads(json.dumps(description()))
     assert {(path, method) for path, item in served["paths"].items() for method in item} == {
         (endpoint.path, endpoint.method.lower()) for endpoint in ENDPOINTS
     }

@@ -21,9 +21,9 @@ RULES = ROOT / "docs" / "alerts" / "rainlb.rules.yml"
 DASHBOARD = ROOT / "docs" / "grafana" / "rainlb.json"
 # lbd's own metrics, which the control double does not count: where they are registered.
 OF_LBD = {
-    "loop_lag_seconds": "lb/maintenance.py",
-    "ring_total": "lb/cluster/gateway.py",
-    "replication_total": "lb/cluster/gateway.py",
+    "loop_lag_seconds": "lb/upkeep/loop_lag.py",
+    "ring_total": "lb/cluster/cluster.py",
+    "replication_total": "lb/cluster/cluster.py",
 }
 
 

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from ebpf.loader import load_programs
-from lb.api.openapi import document
+from lb.api.routes import description
 from tests.unit.api_support import TOKEN, running_api, tls_listener
 from tests.unit.test_api_http import fill_connections
 
@@ -33,7 +33,7 @@ CHECKS = (
     unsupported_method,
 )
 # Endless answers: the stream, and captures that run for as long as they are told to.
-schema = schemathesis.openapi.from_dict(document()).exclude(path_regex="/v1/stream|/v1/capture|/v1/detach")
+schema = schemathesis.openapi.from_dict(description()).exclude(path_regex="/v1/stream|/v1/capture|/v1/detach")
 
 
 @pytest.fixture(scope="module")

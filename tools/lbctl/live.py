@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tools.lbctl.client import ApiError
-from tools.lbctl.look import BACKEND_COLUMNS, NODE_COLUMNS, SERVICE_COLUMNS, VIP_COLUMNS
+from tools.lbctl.columns import BACKEND_COLUMNS, NODE_COLUMNS, SERVICE_COLUMNS, VIP_COLUMNS
 from tools.lbctl.output import STYLES, clock, console, escaped, scaled, table
 from tools.lbctl.session import Json, client
 

@@ -178,18 +178,18 @@ def _roff(text: str) -> str:
 
 def api_markdown() -> str:
     """The whole of docs/api.md."""
-    from lb.api.openapi import document
     from lb.api.problems import STATUS_OF_CODE
+    from lb.api.routes import description
 
-    description = document()
+    described = description()
     parts = [SPDX, GENERATED, API_HEAD.rstrip()]
     parts += [f"| `{code}` | {status.value} |" for code, status in STATUS_OF_CODE.items()]
     parts.append("\n## Calls\n")
-    for path, methods in description["paths"].items():
+    for path, methods in described["paths"].items():
         for method, operation in methods.items():
             parts.append(_operation_markdown(method, path, operation))
     parts.append("## Answers and bodies\n")
-    parts += [_schema_markdown(name, schema) for name, schema in sorted(description["components"]["schemas"].items())]
+    parts += [_schema_markdown(name, schema) for name, schema in sorted(described["components"]["schemas"].items())]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -2,13 +2,10 @@
 """The gateway's own addresses: packets to and from them are never balanced."""
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from lb.configuration.model import IpAddress
+from lb.gateway import Gateway
 from lb.network.netlink import Monitor, Netlink
-
-if TYPE_CHECKING:
-    from lb.daemon import Daemon
 
 
 class OwnAddresses:
@@ -16,19 +13,19 @@ class OwnAddresses:
 
     name = "own addresses"
 
-    def __init__(self, daemon: "Daemon") -> None:
-        self._daemon = daemon
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
         self._monitor = Monitor(addresses=True)
         self._again = asyncio.Event()
 
     async def start(self) -> None:
-        self._daemon.loop.add_reader(self._monitor.fileno(), self._read)
-        self._daemon.store.on_change(lambda _old, _new: self._again.set())
+        asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._read)
+        self._gateway.store.on_change(lambda _old, _new: self._again.set())
         await self._refresh()
-        self._daemon.keep(self._follow, self.name)
+        self._gateway.keep(self._follow, self.name)
 
     async def stop(self, planned: bool) -> None:
-        self._daemon.loop.remove_reader(self._monitor.fileno())
+        asyncio.get_running_loop().remove_reader(self._monitor.fileno())
         self._monitor.close()
 
     def _read(self) -> None:
@@ -46,10 +43,10 @@ class OwnAddresses:
                 raise
 
     async def _refresh(self) -> None:
-        vips = {vip.ip for vip in self._daemon.store.current.vips}
+        vips = {vip.ip for vip in self._gateway.store.current.vips}
         await asyncio.to_thread(self._tell, vips)
 
     def _tell(self, vips: set[IpAddress]) -> None:
         with Netlink() as netlink:
             own = {address.interface.ip for address in netlink.addresses()}
-        self._daemon.engine.set_own_addresses(own - vips)
+        self._gateway.engine.set_own_addresses(own - vips)

@@ -11,14 +11,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgpack
 
 from lb.cluster.journal import ClusterJournal
 from lb.cluster.lease import KernelLease
 from lb.cluster.load import LoadMeter
-from lb.cluster.methods import register_methods
 from lb.cluster.own_node import OwnNode
 from lb.cluster.ownership import (
     RESTART_PREFIX,
@@ -43,15 +42,13 @@ from lb.configuration.model import ClusterConfig
 from lb.connections.replication import Replication
 from lb.engine.packet_engine import read_held
 from lb.events import Event
-from lb.health.board import REPORT_PREFIX, SLOW_START_PREFIX, HealthBoard
+from lb.gateway import Gateway
+from lb.health.board import REPORT_PREFIX, SLOW_START_PREFIX
 from lb.workers import worker_pool
 from sync.data import OutcomeUnknown, RequestRefused
 from sync.driver import MulticastFailed, Ring
 from sync.events import TokenVisit, View
 from sync.shared import Change, Replaced
-
-if TYPE_CHECKING:
-    from lb.daemon import Daemon
 
 FIRST_VIEW_TIMEOUT_S = 10.0
 RELEASE_TIMEOUT_S = 3.0
@@ -69,15 +66,15 @@ class Cluster:
 
     name = "cluster"
 
-    def __init__(self, daemon: "Daemon") -> None:
-        node = daemon.node
+    def __init__(self, gateway: Gateway) -> None:
+        node = gateway.node
         assert node.ring is not None
-        self.daemon = daemon
+        self.gateway = gateway
         self.node = node.node.id
         ids = {name: peer.id for name, peer in node.ring.peers.items()} | {node.node.name: self.node}
         self.ring = Ring(ring_config(node), list(node.ring.listen), scheduling=node.ring.scheduling)
         self.state = ClusterState(self.ring, self.node, ids, self._react, self._holding_changed)
-        self.journal = ClusterJournal(node.node.name, self.ring, daemon.record, self.state.name)
+        self.journal = ClusterJournal(node.node.name, self.ring, gateway.record, self.state.name)
         self.store = SharedStore(node.state_dir, tell=self.journal.tell_config)
         self.lease: KernelLease
         self.vips: VipManager
@@ -101,23 +98,22 @@ class Cluster:
         self._moved_at = 0.0
         self._view_at = time.monotonic()
         self._left_at = 0.0
-        daemon.store = self.store
-        daemon.report = self.journal.tell  # type: ignore[method-assign]
-        daemon.view = self.view_plain  # type: ignore[method-assign]
-        daemon.board = HealthBoard(self.node, self._share, daemon._health_changed)
-        self._moves = daemon.metrics.counter("vip_moves_total", "Changes of a VIP's owner seen.", ["reason"])
-        self._takeover = daemon.metrics.histogram(
+        gateway.store = self.store
+        gateway.report = self.journal.tell
+        gateway.view = self.view_plain
+        gateway.use_board(self._share)
+        self._moves = gateway.metrics.counter("vip_moves_total", "Changes of a VIP's owner seen.", ["reason"])
+        self._takeover = gateway.metrics.histogram(
             "takeover_seconds", "From the view that excludes an owner to its VIP being announced here."
         )
-        daemon.metrics.collect(self._collect)
-        register_methods(self)
+        gateway.metrics.collect(self._collect)
 
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Join the ring and take part. Returns when this gateway has its first view."""
-        daemon, loop, engine = self.daemon, asyncio.get_running_loop(), self.daemon.engine
-        self._kept_until = noted_restart(daemon.node.run_dir)
+        gateway, loop, engine = self.gateway, asyncio.get_running_loop(), self.gateway.engine
+        self._kept_until = noted_restart(gateway.node.run_dir)
         keep = read_held(engine.maps) if self._kept_until else frozenset()
         self.lease = KernelLease(engine.maps.lease)
         if not self._kept_until:
@@ -125,24 +121,24 @@ class Cluster:
         await asyncio.to_thread(engine.hold, keep)
         self._steering = SteeringTask(engine, self._workers)
         self.own = OwnNode(
-            daemon.node,
-            daemon.started_at,
+            gateway.node,
+            gateway.started_at,
             self.ring,
             self.state,
             self.resources,
-            daemon.set_state,
+            gateway.set_state,
             self._links_changed,
         )
         self.own.config_version = self.store.current.version
         self.vips = VipManager(
-            daemon.node,
+            gateway.node,
             engine.hold,
             self.own.links,
             self.journal.duplicate,
             lambda: self.lease.until > time.monotonic(),
         )
         self.vips.start(self.store.current, keep=keep)
-        self.replication = Replication(daemon.node, engine.maps, self.ring, daemon.spawn, self._table_complete)
+        self.replication = Replication(gateway.node, engine.maps, self.ring, gateway.spawn, self._table_complete)
         self.own.replication = self.replication
         self._loads = LoadMeter(engine.maps, lambda: self.store.current, self._workers)
         self.stats = ClusterStats(self.node, self.ring, engine.maps, self.resources, self._status, self._vip_figures)
@@ -199,7 +195,7 @@ class Cluster:
             return
         await self.ring.data.put(f"{RESTART_PREFIX}{self.node}", msgpack.packb(GRACE_S))
         until = time.monotonic() + LEASE_S
-        note_restart(self.daemon.node.run_dir, until)
+        note_restart(self.gateway.node.run_dir, until)
         self.lease.renew(until)
 
     async def _give_up_all(self) -> None:
@@ -228,7 +224,7 @@ class Cluster:
             self.vips.announce_again()
         self._react()
         self.replication.take_view(view)
-        self.daemon.board.members_changed(view.members)
+        self.gateway.board.members_changed(view.members)
         self.journal.view(before, view)
         self._first_view.set()
         self._publish(anew=self.node in view.joined)
@@ -243,7 +239,7 @@ class Cluster:
     def _data_complete(self, complete: bool) -> None:
         if complete:
             self.state.read_all()
-            self.daemon.spawn(self.store.settle(), "shared configuration")
+            self.gateway.spawn(self.store.settle(), "shared configuration")
             self._publish(anew=True)
             self._react()
 
@@ -280,12 +276,12 @@ class Cluster:
             known = {write.address for write in writes}
             writes += [w for w in decide(cluster, may_rebalance=self._may_move(), now=now) if w.address not in known]
         if writes:
-            self.daemon.spawn(self._writer.write(writes), "VIP ownership")
+            self.gateway.spawn(self._writer.write(writes), "VIP ownership")
         elif self._waits_for_release(cluster.holdings):
-            self.daemon.spawn(self._after_release(), "VIP release")
+            self.gateway.spawn(self._after_release(), "VIP release")
 
     def _be_patient(self) -> None:
-        ring = self.daemon.node.ring
+        ring = self.gateway.node.ring
         if ring is not None and ring.peers:
             self._patient_until = time.monotonic() + PATIENCE_S
             asyncio.get_running_loop().call_later(PATIENCE_S + 0.001, self._react)
@@ -332,7 +328,7 @@ class Cluster:
     def _restart_is_over(self) -> None:
         if self._kept_until:
             self._kept_until = 0.0
-            forget_restart(self.daemon.node.run_dir)
+            forget_restart(self.gateway.node.run_dir)
         if self.node in self.state.restarting and not self._stopping:
             del self.ring.data[f"{RESTART_PREFIX}{self.node}"]
 
@@ -377,7 +373,7 @@ class Cluster:
 
     def _health_shared(self, changes: list[Change]) -> None:
         for change in changes:
-            self.daemon.board.shared(change.key, change.item.value if change.item else None)
+            self.gateway.board.shared(change.key, change.item.value if change.item else None)
 
     async def _tick(self) -> None:
         """What may be due without anything having been said: a move for balance, facts that time changes."""
@@ -404,8 +400,8 @@ class Cluster:
         }
 
     def _status(self) -> dict[str, Any]:
-        connections = self.daemon.sweeps.last.seen
-        return self.daemon.node_status() | {"connections": connections, "replication": self.replication.counts()}
+        connections = self.gateway.census.seen
+        return self.gateway.node_status() | {"connections": connections, "replication": self.replication.counts()}
 
     def _vip_figures(self) -> VipFigures:
         return VipFigures(self._loads.rates, max(0.0, (self.lease.until - time.monotonic()) * 1000))
@@ -413,5 +409,5 @@ class Cluster:
     def _collect(self) -> None:
         if self._first_view.is_set():
             counts = {name: float(count) for name, count in self.replication.counts().items()}
-            self.daemon.metrics.import_counts("replication_total", "Replication by kind.", "what", counts)
-            self.daemon.metrics.import_counts("ring_total", "The ring's counters.", "what", self.ring.stats())
+            self.gateway.metrics.import_counts("replication_total", "Replication by kind.", "what", counts)
+            self.gateway.metrics.import_counts("ring_total", "The ring's counters.", "what", self.ring.stats())

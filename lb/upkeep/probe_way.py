@@ -2,16 +2,13 @@
 """Keeps the way of health checks to VIPs on single backends (ebpf/probe_path.c) in the kernel while one is needed."""
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from ebpf import probe_path
 from ebpf.loader import LoaderError
 from lb.configuration.model import ClusterConfig
 from lb.events import Event
+from lb.gateway import Gateway
 from lb.health.board import reaches_vip
-
-if TYPE_CHECKING:
-    from lb.daemon import Daemon
 
 CHECK_SECONDS = 5.0
 
@@ -24,13 +21,13 @@ class ProbeWay:
 
     name = "way of health checks"
 
-    def __init__(self, daemon: "Daemon") -> None:
-        self._daemon = daemon
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
         self._wake = asyncio.Event()
         self._refusal = ""
 
     async def start(self) -> None:
-        self._daemon.keep(self._follow, self.name)
+        self._gateway.keep(self._follow, self.name)
 
     async def stop(self, planned: bool) -> None:
         """The background task ends with the daemon; what is attached stays, as the packet path does."""
@@ -42,11 +39,11 @@ class ProbeWay:
     async def _follow(self) -> None:
         while True:
             self._wake.clear()
-            wanted = is_needed(self._daemon.store.current)
+            wanted = is_needed(self._gateway.store.current)
             if wanted:
-                self._daemon.reach_vips(await self._attach())
+                self._gateway.reach_vips(await self._attach())
             else:
-                self._daemon.reach_vips(None)
+                self._gateway.reach_vips(None)
                 await self._detach()
             try:
                 # Looked at again even so: an interface may have been made anew.
@@ -56,7 +53,7 @@ class ProbeWay:
                 continue
 
     async def _attach(self) -> bool:
-        node = self._daemon.node
+        node = self._gateway.node
         try:
             await asyncio.to_thread(probe_path.attach, [each.name for each in node.interfaces], node.pins)
         except (LoaderError, OSError) as error:
@@ -68,12 +65,12 @@ class ProbeWay:
         return True
 
     async def _detach(self) -> None:
-        node = self._daemon.node
+        node = self._gateway.node
         await asyncio.to_thread(probe_path.detach, [each.name for each in node.interfaces], node.pins)
 
     def _report(self, error: Exception) -> None:
         message = f"health checks go to the backends' own addresses, not to the VIPs on them: {error}"
-        self._daemon.report(Event("health.way_refused", message, subject=self._daemon.node.node.name, severity="error"))
+        self._gateway.report(Event("health.way_refused", message, subject=self._gateway.name, severity="error"))
 
 
 def is_needed(config: ClusterConfig) -> bool:
