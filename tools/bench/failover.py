@@ -30,6 +30,7 @@ from netlab.state import LabError
 TOPOLOGY = "three-gateways"
 BEFORE_S, AFTER_S = 0.6, 1.5
 PUSHED = 20
+SILENCE = "bench_silence"
 PROBER_PRIORITY = 20
 # A connection that is silent for longer counts as lost.
 STALL_S_MAX = 1.2
@@ -52,10 +53,35 @@ def _links(up: bool, *interfaces: str) -> Callable[[Lab, str], None]:
     return lambda lab, node: faults.set_links(lab, node, up, interfaces)
 
 
+def _silence(lab: Lab, node: str) -> None:
+    """Nothing gets in or out from one instant on, which links cut one after the other do not give; then cut them."""
+    ports: dict[str, list[str]] = {}
+    for _, switch, port in faults.ports_of(lab, node):
+        ports.setdefault(switch, []).append(port)
+    for switch, names in ports.items():
+        chains = "".join(
+            f'chain {hook}_{place} {{ type filter hook {hook} device "{name}" priority -1; policy drop; }}\n'
+            for place, name in enumerate(names)
+            for hook in ("ingress", "egress")
+        )
+        _nft(lab, switch, f"table netdev {SILENCE} {{\n{chains}}}\n")
+    faults.set_links(lab, node, False)
+
+
+def _hear(lab: Lab, node: str) -> None:
+    for switch in {switch for _, switch, _ in faults.ports_of(lab, node)}:
+        _nft(lab, switch, f"delete table netdev {SILENCE}\n")
+    faults.set_links(lab, node, True)
+
+
+def _nft(lab: Lab, switch: str, text: str) -> None:
+    lab.inside(switch, lambda: subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True))
+
+
 FAULTS: dict[str, Fault] = {
     "daemon-killed": (_signal("kill"), _start),
     "daemon-stopped": (_signal("stop"), _signal("cont")),
-    "host-dead": (_links(False), _links(True)),
+    "host-dead": (_silence, _hear),
     "outside-link": (_links(False, "eth0"), _links(True, "eth0")),
     "inside-link": (_links(False, "eth1"), _links(True, "eth1")),
 }
@@ -108,8 +134,23 @@ def repetition(lab: Lab, fault: Fault) -> dict[str, Any]:
             cluster.wait_for_owners(lab, others, 5.0, but=[owner])
         time.sleep(max(0.0, at + AFTER_S - time.monotonic()))
         gap, connections = prober.finish(), pushed.finish()
+    stages = stages_ms(lab, vip, owner, at, gap)
     heal(lab, owner)
-    return {"owner": owner, "at": at, **gap, "pushed": connections}
+    return {"owner": owner, "at": at, **gap, "pushed": connections, "stages_ms": stages}
+
+
+def stages_ms(lab: Lab, vip: str, owner: str, at: float, gap: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds after the last answer at which the new owner had the new view, had the address, and was heard."""
+    new = cluster.owner(lab, vip, but=[owner])
+    if new == owner or not gap["gap_ms"] or gap["gap_at_monotonic"] < at - 0.1:
+        return {}
+    since = gap["gap_at_monotonic"] + time.time() - time.monotonic()
+    events = [row for row in lab.api(new, "GET", "/v1/events?limit=200") if row["time"] >= since]
+    views = [row["time"] for row in events if row["kind"] == "view.changed"]
+    moves = [row["time"] for row in events if row["kind"] == "vip.moved" and row["subject"] == vip]
+    stages = {"view": min(views, default=None), "moved": min(moves, default=None)}
+    found = {name: (when - since) * 1000 for name, when in stages.items() if when is not None}
+    return found | {"answered": gap["gap_ms"]}
 
 
 def measure(faults_wanted: list[str], repetitions: int, ring_options: dict[str, Any], name: str) -> dict[str, Any]:
@@ -136,6 +177,11 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "repetitions": len(runs),
         "gap_ms": spread([run["gap_ms"] for run in runs]),
         "gaps_ms": [run["gap_ms"] for run in runs],
+        "stages_ms": {
+            name: spread([run["stages_ms"][name] for run in runs if name in run.get("stages_ms", {})])
+            for name in ("view", "moved", "answered")
+            if any(name in run.get("stages_ms", {}) for run in runs)
+        },
         "not_back": sum(not run["answered_at_end"] for run in runs),
         "prober_late_ms": max(run["latest_send_ms"] for run in runs),
         "connections_lost": sum(_lost(run["pushed"]) for run in runs),
@@ -235,10 +281,10 @@ def measure_keepalived(repetitions: int, name: str) -> dict[str, Any]:
                 with lab.traffic("udp_probe", vip, "--interval-ms", 1) as prober:
                     keep_punctual(prober)
                     time.sleep(BEFORE_S)
-                    faults.set_links(lab, owner, False)
+                    _silence(lab, owner)
                     time.sleep(AFTER_S + 4 * advert_s)
                     report = prober.finish()
-                faults.set_links(lab, owner, True)
+                _hear(lab, owner)
                 runs.append({**report, "pushed": {"lost_connections": 0}})
                 time.sleep(0.5 + 2 * advert_s)
             found = summary(runs)

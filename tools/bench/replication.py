@@ -4,7 +4,8 @@
 Three processes, each with a real ring and real maps on loopback. One makes records with a few BPF instructions (so that
 making connections costs next to nothing); the other two write them into their connection maps. Counted are records
 per second sustained with nothing lost, processor time per record at both ends (the ring's included, the making of
-records not), and the time from the making of a record until it is in both peers' maps.
+records not), and the time from the making of a record until it is in both peers' maps. `--versus conntrackd` measures
+Debian's conntrackd beside it.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import subprocess
 import sys
 from typing import Any
 
+from tools.bench import conntrackd
+
 NODES = 3
 SENDER = 1
 RING_BUFFER_BYTES = 1 << 22
@@ -23,6 +26,8 @@ RING_BUFFER_BYTES = 1 << 22
 FAILURE_DETECTION_MS = 40
 END_TIMEOUT_S = 90
 RATES = {"flat-out": 0, "1000/s": 1000, "100000/s": 100_000}
+# conntrackd's own limit is 262,144 entries here, and it is to see the same load for about as long.
+CONNTRACKD_ENTRIES = {"flat-out": 200_000, "1000/s": 3_000, "100000/s": 200_000}
 
 
 def free_ports(count: int) -> list[int]:
@@ -115,11 +120,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of load per rate (the map holds a million)")
     parser.add_argument("--rate", action="append", choices=sorted(RATES), help="default: all")
     parser.add_argument("--failure-detection-ms", type=float, default=FAILURE_DETECTION_MS)
+    parser.add_argument("--versus", choices=["conntrackd"])
     parser.add_argument("--json", action="store_true", help="on one line")
     options = parser.parse_args(arguments)
     results: dict[str, Any] = {"load_average": os.getloadavg()[0]}
     for name in options.rate or RATES:
         results[name] = figures(run(RATES[name], options.seconds, options.failure_detection_ms))
         print(f"{name}: {json.dumps(results[name])}", file=sys.stderr)
+        if options.versus:
+            peer = results[f"{options.versus} {name}"] = conntrackd.run(CONNTRACKD_ENTRIES[name], RATES[name])
+            print(f"{options.versus} {name}: {json.dumps(peer)}", file=sys.stderr)
     print(json.dumps(results, indent=None if options.json else 2))
     return 0
