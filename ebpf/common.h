@@ -65,7 +65,10 @@ enum way {
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV4_OFFSET 0x1fff
 #define IPV4_DONT_FRAGMENT 0x4000
+#define ETHERNET_BYTES 14
 #define TUNNEL_HOPS 64
+// Elements of an array that may be mapped are aligned to cache lines; those of a per-CPU array are not.
+#define F_MMAPABLE 0x400
 
 // work.flags
 #define WORK_V6 0x1
@@ -164,6 +167,16 @@ INLINE void *packet_at(struct xdp_md *ctx, u32 offset)
 }
 
 #define PAST_END(ctx, pointer) ((void *)((pointer) + 1) > packet_end(ctx))
+
+INLINE void begin_work(struct xdp_md *ctx, struct work *w, u16 flags)
+{
+    w->flags = flags;
+    w->length = frame_bytes(ctx);
+    w->service = 0;
+    w->target = 0;
+    w->owner = 0;
+    w->state = 0;
+}
 
 INLINE bool is_mapped(const __be32 *address)
 {

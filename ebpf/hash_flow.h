@@ -75,6 +75,20 @@ INLINE u64 hash_client_port(const struct settings *s, const __be32 *client, __be
     return mix(hash_client(s, client) ^ port);
 }
 
+// An endpoint, for `claims`: not keyed, since all that a forger of collisions wins is a longer look at his packets.
+// ebpf/layout.py has the same for user space.
+INLINE u64 hash_endpoint(const __be32 *address, __be16 port, u8 protocol)
+{
+    u64 h = pair(address[0], address[1]) * MIX_2 ^ pair(address[2], address[3]);
+
+    return (h ^ pair(port | (u32)protocol << 16, 0)) * MIX_1;
+}
+
+INLINE u64 hash_endpoint4(__be32 address, __be16 port, u8 protocol)
+{
+    return pair(MAPPED_PREFIX ^ (port | (u32)protocol << 16), address) * MIX_1;
+}
+
 // A slot of a table from the upper half of a hash (the lower half picks the cache entry).
 INLINE u32 slot_of(u64 hash, u32 slots)
 {

@@ -26,6 +26,10 @@
 #define SLOT_MOVED 0x8000
 #define SLOT_TARGET_MASK 0x7fff
 
+// One bit per endpoint of `services` and `nat_return`, by its hash: what has none is nobody's, without another look.
+#define CLAIM_WORDS 2048
+#define CLAIM_BITS_LOG2 17
+
 // How a service reaches its targets.
 #define METHOD_DSR 1
 #define METHOD_TUNNEL 2
@@ -231,6 +235,8 @@ struct target_counter {
     __u64 bytes;
     __u64 opened;
     __u64 closed;
+    __u64 refused;  // nat: resets that answered a first packet
+    __u64 unreachable;  // ICMP "unreachable" about it: from its side (nat), or to the outer header (tunnel)
 };
 
 struct service_counter {

@@ -25,6 +25,8 @@ TABLE_LINE_SLOTS = 32
 TABLE_LINES = 2049
 TABLE_SLOTS_DEFAULT = 65537
 STEERING_TABLE = 0
+CLAIM_WORDS = 2048
+CLAIM_BITS_LOG2 = 17
 SLOT_MOVED = 0x8000
 SLOT_TARGET_MASK = 0x7FFF
 CAPTURE_BYTES = 256
@@ -197,7 +199,14 @@ NODE_PATH_KEY = _dtype(("ifindex", "u4"), ("node", "u4"))
 NODE_PATH = _dtype(("mac", "u1", (6,)), ("source_mac", "u1", (6,)), ("pad", "u4"))
 INTERFACE_MAC = _dtype(("ifindex", "u4"), ("mac", "u1", (6,)), ("pad", "u1", (2,)))
 MAC_KEY = _dtype(("mac", "u1", (6,)), ("pad", "u1", (2,)))
-TARGET_COUNTER = _dtype(("packets", "u8"), ("bytes", "u8"), ("opened", "u8"), ("closed", "u8"))
+TARGET_COUNTER = _dtype(
+    ("packets", "u8"),
+    ("bytes", "u8"),
+    ("opened", "u8"),
+    ("closed", "u8"),
+    ("refused", "u8"),
+    ("unreachable", "u8"),
+)
 SERVICE_COUNTER = _dtype(("opened", "u8"), ("refused", "u8"), ("steered", "u8"), ("round", "u8"))
 REASON_COUNTER = _dtype(("packets", "u8"), ("bytes", "u8"))
 TARGET_LOAD = _dtype(("active", "u4"), ("pad", "u4"))
@@ -266,6 +275,8 @@ _PLAIN_CONSTANTS = {
         "TABLE_LINES",
         "TABLE_SLOTS_DEFAULT",
         "STEERING_TABLE",
+        "CLAIM_WORDS",
+        "CLAIM_BITS_LOG2",
         "SLOT_MOVED",
         "SLOT_TARGET_MASK",
         "CAPTURE_BYTES",
@@ -334,6 +345,20 @@ def endpoint(address: Address | str, port: int, protocol: int) -> npt.NDArray[np
     key = np.zeros((), ENDPOINT)
     key["address"], key["port"], key["protocol"] = pack_address(address), port, protocol
     return key
+
+
+_MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
+
+
+def claim_bits(endpoints: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
+    """The bits of `claims` that stand for packed ENDPOINTs, shape (n,): as hash_endpoint in hash_flow.h."""
+    # Whatever byte order numpy has given the ports meanwhile (it does when it joins arrays): as bytes, as in the map.
+    words = np.ascontiguousarray(endpoints, ENDPOINT).reshape(-1).view("u4").reshape(-1, 5).astype(np.uint64)
+    half = np.uint64(32)
+    mixed = (words[:, 0] << half | words[:, 1]) * _MIX_2 ^ (words[:, 2] << half | words[:, 3])
+    # The last word is port, protocol and padding, as the packet path puts them together.
+    hashes: npt.NDArray[np.uint64] = (mixed ^ words[:, 4] << half) * _MIX_1
+    return hashes >> np.uint64(64 - CLAIM_BITS_LOG2)
 
 
 # "Routed through me" in `services`: everything zero.

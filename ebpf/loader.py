@@ -105,6 +105,7 @@ def create_maps(directory: Path, sizes: Mapping[str, int] | None = None) -> Maps
         os.close(fd)
     opened = Maps.open(directory)
     _stamp_layout(opened, directory)
+    opened.rebuild_claims()
     return opened
 
 

@@ -25,6 +25,7 @@ PINNED("array", u32, struct service, service_table);
 PINNED("array", u32, struct target, targets);
 PINNED("array_of_maps", u32, u32, tables);
 PINNED("hash", struct endpoint, u32, nat_return);
+PINNED("array", u32, u64, claims);
 PINNED("lru_hash", struct flow_key, struct connection, connections);
 PINNED("lru_hash", struct flow_key, struct connection, half_open);
 PINNED("lru_hash", struct fragment_key, struct fragment, fragments);

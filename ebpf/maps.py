@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ SPECS: Mapping[str, MapSpec] = {
         "lookup table of each service; index 0 is the steering table",
     ),
     "nat_return": MapSpec(_HASH, _L.ENDPOINT, _L.U32, _L.TARGET_COUNT_MAX, "nat backend to its (first) target id"),
+    "claims": MapSpec(_ARRAY, _L.U32, _L.U64, _L.CLAIM_WORDS, "endpoints of the two above as bits: no bit, nobody's"),
     "connections": MapSpec(_LRU, _L.FLOW_KEY, _L.CONNECTION, 1 << 20, "connections that are more than a first packet"),
     "half_open": MapSpec(_LRU, _L.FLOW_KEY, _L.CONNECTION, 1 << 16, "first packets whose target must be remembered"),
     "fragments": MapSpec(_LRU, _L.FRAGMENT_KEY, _L.FRAGMENT, 1 << 13, "ports of fragmented packets"),
@@ -213,6 +214,63 @@ class Map:
         os.close(self.fd)
 
 
+@dataclass
+class ClaimingMap(Map):
+    """A map whose keys are endpoints that packets are matched with: each has its bit in ``claims`` while it is there.
+
+    The bit comes before the entry and goes after it, so that the path never overlooks one. One writer at a time.
+    """
+
+    claims: Claims | None = None
+
+    def set(self, key: npt.ArrayLike, value: npt.ArrayLike) -> None:
+        """Claims and writes one entry."""
+        assert self.claims is not None
+        self.claims.add(_packed(key, self.spec.key))
+        super().set(key, value)
+
+    def update(self, keys: npt.ArrayLike, values: npt.ArrayLike) -> int:
+        """Claims and writes many entries."""
+        assert self.claims is not None
+        self.claims.add(_packed(keys, self.spec.key))
+        return super().update(keys, values)
+
+    def delete(self, keys: npt.ArrayLike) -> int:
+        """Deletes entries and takes back the bits that no other needs."""
+        assert self.claims is not None
+        deleted = super().delete(keys)
+        self.claims.rebuild()
+        return deleted
+
+
+CLAIMANTS = ("services", "nat_return")
+
+
+class Claims:
+    """The bits of ``claims``, as many words of 64."""
+
+    def __init__(self, words: Map, claimants: Sequence[Map]) -> None:
+        self._words, self._claimants = words, claimants
+
+    def add(self, endpoints: Array) -> None:
+        """Sets the bits of packed endpoints."""
+        self._write(self._words.dump()[1] | _words_of(endpoints))
+
+    def rebuild(self) -> None:
+        """Exactly the bits of what the claimants hold."""
+        held = [_words_of(claimant.dump()[0]) for claimant in self._claimants]
+        self._write(np.bitwise_or.reduce(held))
+
+    def _write(self, words: Array) -> None:
+        self._words.update(np.arange(layout.CLAIM_WORDS, dtype=np.uint32), words)
+
+
+def _words_of(endpoints: Array) -> Array:
+    bits = np.zeros(1 << layout.CLAIM_BITS_LOG2, np.uint8)
+    bits[layout.claim_bits(endpoints)] = 1
+    return np.packbits(bits, bitorder="little").view("<u8").astype(np.uint64)
+
+
 class Maps:
     """All maps of a gateway, opened from their pins; attributes by name: ``maps.connections``."""
 
@@ -233,6 +291,10 @@ class Maps:
             for each in opened.values():
                 each.close()
             raise
+        claimants = [each for each in opened.values() if isinstance(each, ClaimingMap)]
+        claims = Claims(opened["claims"], claimants)
+        for each in claimants:
+            each.claims = claims
         return cls(opened)
 
     def __getattr__(self, name: str) -> Map:
@@ -243,6 +305,10 @@ class Maps:
 
     def __iter__(self) -> Iterator[Map]:
         return iter(self._maps.values())
+
+    def rebuild_claims(self) -> None:
+        """Gives every endpoint its bit: entries of a version before this one have none."""
+        Claims(self.claims, [getattr(self, name) for name in CLAIMANTS]).rebuild()
 
     def replace_table(self, table: int, slots: npt.NDArray[np.uint16]) -> None:
         """Swaps the lookup table of a service (or STEERING_TABLE) at once: packets see the old or the new one."""
@@ -299,7 +365,7 @@ def open_map(path: Path, name: str, spec: MapSpec) -> Map:
             f"map {path} has type {info.type}, key {info.key_size} and value {info.value_size} bytes; this version "
             f"needs type {spec.kind}, {sizes[0]} and {sizes[1]}: detach the packet path (it is rebuilt at next start)"
         )
-    return Map(name, spec, fd, info.max_entries)
+    return (ClaimingMap if name in CLAIMANTS else Map)(name, spec, fd, info.max_entries)
 
 
 _KIND_NAMES = {

@@ -5,36 +5,96 @@
 
 #include "parse_packet.h"
 
-INLINE u32 service_at(struct work *w, const __be32 *address, __be16 port)
-{
-    u32 *id;
+// Services lately matched, a part of the array for each CPU: the hash table alone would cost half of what a first packet
+// may. Forgotten as a whole when the configuration's epoch moves on. The hash is a bijection of what is not compared.
+#define KNOWN_SERVICES 256
+struct known_service {
+    u64 epoch;
+    u64 hash;
+    u64 prefix;         // first half of the address
+    u32 port_protocol;  // as hash_endpoint takes them
+    u32 service;
+};
+BPF_F_TABLE("array", u32, struct known_service, known_services, KNOWN_SERVICES * CPU_COUNT, F_MMAPABLE);
 
-    copy_address(w->endpoint.address, address);
-    w->endpoint.port = port;
-    w->endpoint.protocol = w->protocol;
-    w->endpoint.pad = 0;
-    id = services.lookup(&w->endpoint);
-    return id ? *id : 0;
+INLINE struct known_service *known_service(u64 hash)
+{
+    u32 number = bpf_get_smp_processor_id() * KNOWN_SERVICES + ((hash >> 32) & (KNOWN_SERVICES - 1));
+
+    return known_services.lookup(&number);
 }
 
-// The service that clients address as (address, port), or 0.
+INLINE bool is_known(const struct known_service *known, const struct settings *s, u64 hash, u64 prefix, u32 port_protocol)
+{
+    return known->hash == hash && known->epoch == s->epoch && known->prefix == prefix &&
+           known->port_protocol == port_protocol;
+}
+
+// False: neither a service nor a nat backend has the endpoint of this hash. True: perhaps.
+INLINE bool is_claimed(u64 hash)
+{
+    u32 word = hash >> (64 - CLAIM_BITS_LOG2 + 6);
+    u64 *bits = claims.lookup(&word);
+
+    return !bits || (*bits >> (hash >> (64 - CLAIM_BITS_LOG2) & 63) & 1);
+}
+
+// The service of exactly this endpoint, whose hash is given, or 0.
+INLINE u32 service_at(const struct settings *s, struct endpoint *endpoint, u64 hash)
+{
+    u64 prefix = pair(endpoint->address[0], endpoint->address[1]);
+    u32 port_protocol = endpoint->port | (u32)endpoint->protocol << 16, *id;
+    struct known_service *known = known_service(hash);
+    // Read before the table: what was found under an old epoch must not count as found under the new one.
+    u64 epoch = *(const volatile u64 *)&s->epoch;
+
+    if (!known)
+        return 0;
+    if (is_known(known, s, hash, prefix, port_protocol))
+        return known->service;
+    id = is_claimed(hash) ? services.lookup(endpoint) : 0;
+    if (!id)
+        return 0;
+    known->epoch = epoch;
+    known->hash = hash;
+    known->prefix = prefix;
+    known->port_protocol = port_protocol;
+    known->service = *id;
+    return known->service;
+}
+
+INLINE void set_endpoint(struct endpoint *endpoint, const __be32 *address, __be16 port, u8 protocol)
+{
+    copy_address(endpoint->address, address);
+    endpoint->port = port;
+    endpoint->protocol = protocol;
+    endpoint->pad = 0;
+}
+
+// The service that clients address as this endpoint, or 0. Leaves the endpoint with any port if it does not match.
+INLINE u32 match_endpoint(const struct settings *s, struct endpoint *endpoint, u64 hash)
+{
+    u32 id = service_at(s, endpoint, hash);
+
+    if (id || !(s->flags & SETTING_ANY_PORT))
+        return id;
+    endpoint->port = 0;
+    return service_at(s, endpoint, hash_endpoint(endpoint->address, 0, endpoint->protocol));
+}
+
 INLINE u32 match_service(const struct settings *s, struct work *w, const __be32 *address, __be16 port)
 {
-    u32 id = service_at(w, address, port);
-
-    if (!id && (s->flags & SETTING_ANY_PORT))
-        id = service_at(w, address, 0);
-    return id;
+    set_endpoint(&w->endpoint, address, port, w->protocol);
+    return match_endpoint(s, &w->endpoint, hash_endpoint(address, port, w->protocol));
 }
 
 INLINE u32 backend_at(struct work *w, const __be32 *address, __be16 port)
 {
     u32 *target;
 
-    copy_address(w->endpoint.address, address);
-    w->endpoint.port = port;
-    w->endpoint.protocol = w->protocol;
-    w->endpoint.pad = 0;
+    set_endpoint(&w->endpoint, address, port, w->protocol);
+    if (!is_claimed(hash_endpoint(address, port, w->protocol)))
+        return 0;
     target = nat_return.lookup(&w->endpoint);
     return target ? *target : 0;
 }
@@ -78,10 +138,7 @@ INLINE u32 match_routed(struct work *w, u32 *reason)
         *reason = REASON_PASS_OWN_ADDRESS;
         return 0;
     }
-    endpoint->address[0] = endpoint->address[1] = endpoint->address[2] = endpoint->address[3] = 0;
-    endpoint->port = 0;
-    endpoint->protocol = 0;
-    endpoint->pad = 0;
+    __builtin_memset(endpoint, 0, sizeof(*endpoint));
     id = services.lookup(endpoint);
     return id ? *id : 0;
 }

@@ -6,13 +6,11 @@
 
 #include "hash_flow.h"
 
-// Four ways to a cache line. One array for all CPUs, a part for each: its elements are aligned to cache lines (because
-// it may be mapped), those of a per-CPU array are not, and need a pointer more.
+// Four ways to a cache line. One array for all CPUs, a part for each: a per-CPU array would need a pointer more.
 #define FLOW_WAYS 4
 #ifndef FLOW_LINES
-#define FLOW_LINES 32768
+#define FLOW_LINES 65536
 #endif
-#define F_MMAPABLE 0x400
 
 // recent_flow.flags
 #define RECENT_LOCAL 0x1     // belongs to this node: to the kernel
@@ -68,20 +66,32 @@ INLINE bool is_fresh(const struct recent_flow *flow)
     return (u32)bpf_jiffies64() - flow->stamp < CONFIG_HZ;
 }
 
-// Writes over the flow's own entry, else over one picked by the tag: cheaper than knowing the oldest.
+// Writes over the flow's own entry, else over the one that is longest without a visit to the connection map.
 INLINE void remember_flow(const struct settings *s, u64 hash, u16 target, u16 flags)
 {
-    struct recent_flow *flow = recent_flow(s, hash);
+    struct flow_line *line = flow_line(hash);
+    u32 now = bpf_jiffies64(), oldest = 0;
+    u64 tag = tag_of(s, hash);
+    struct recent_flow *flow;
 
-    if (!flow) {
-        struct flow_line *line = flow_line(hash);
+    if (!line)
+        return;
+    flow = &line->way[0];
+#pragma unroll
+    for (int i = 0; i < FLOW_WAYS; i++) {
+        u32 age = now - line->way[i].stamp;
 
-        if (!line)
-            return;
-        flow = &line->way[(hash >> 30) & (FLOW_WAYS - 1)];
+        if (line->way[i].tag == tag) {
+            flow = &line->way[i];
+            break;
+        }
+        if (age > oldest) {
+            oldest = age;
+            flow = &line->way[i];
+        }
     }
-    flow->tag = tag_of(s, hash);
-    flow->stamp = bpf_jiffies64();
+    flow->tag = tag;
+    flow->stamp = now;
     flow->target = target;
     flow->flags = flags;
 }

@@ -4,6 +4,7 @@
 // which is what the tables hold. Several services may share a backend's endpoint: the one that has the connection is
 // right. Before any packet of it is known here, the answer goes to the node the client's endpoint points to.
 
+#include "blame_target.h"
 #include "connect_flow.h"
 
 // The client's direction of the packet, had it come through this target's service.
@@ -40,6 +41,8 @@ INLINE u32 use_first_answer(const struct settings *s, struct work *w, const stru
 {
     w->owner = half->owner;
     w->state = half->state;
+    if ((w->tcp_flags & TCP_RST) && half->state == STATE_SYN)
+        count_refused(w);
     if (w->protocol == IPPROTO_UDP && !(w->flags & WORK_ICMP_ERROR))
         establish(s, w, service);
     else

@@ -8,7 +8,6 @@
 
 #define FAMILY_IPV4 2
 #define FAMILY_IPV6 10
-#define ETHERNET_BYTES 14
 
 struct next_hop {
     u32 ifindex;

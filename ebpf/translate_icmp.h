@@ -57,6 +57,29 @@ INLINE bool parse_quote(struct xdp_md *ctx, struct work *w)
     return true;
 }
 
+// An error about the outer header of a tunnel, if what was inside is quoted, too. It is for the gateway itself.
+INLINE void blame_tunnel(struct xdp_md *ctx, struct work *w, const struct settings *s)
+{
+    bool v6 = w->protocol == IPPROTO_IPV6;
+    __be32 outer[4];
+    struct target *t;
+    u32 id;
+
+    if ((!v6 && w->protocol != IPPROTO_IPIP) || !is_unreachable(ctx, w))
+        return;
+    copy_address(outer, w->key.source);
+    if (!(v6 ? quote_ipv6(ctx, w, w->inner_l4) : quote_ipv4(ctx, w, w->inner_l4)))
+        return;
+    if (w->protocol != IPPROTO_TCP && w->protocol != IPPROTO_UDP)
+        return;
+    id = quoted_target(ctx, s, w);
+    t = targets.lookup(&id);
+    if (!t || !id || !same_address(t->address, outer))
+        return;
+    w->target = id;
+    count_unreachable(w);
+}
+
 INLINE struct connection *quoted_connection(struct work *w)
 {
     struct connection *c;
@@ -97,12 +120,16 @@ INLINE int step_error(struct xdp_md *ctx, struct work *w, const struct settings 
     u32 service_id, reason;
     struct service *service;
 
-    if (!parse_quote(ctx, w))
+    if (!parse_quote(ctx, w)) {
+        blame_tunnel(ctx, w, s);
         return leave(ctx, w, XDP_PASS, REASON_PASS_ICMP);
+    }
     w->hash = hash_key(s, &w->key);
     service_id = match_service(s, w, w->key.destination, w->key.destination_port);
     if (!service_id && (s->flags & SETTING_NAT) && return_flow(s, w) == GO_ON) {
         w->flags |= WORK_RETURN;
+        if (is_unreachable(ctx, w))
+            count_unreachable(w);
         return go(ctx, w, STEP_TRANSLATE_ICMP);
     }
     if (!service_id && (s->flags & SETTING_ROUTED)) {

@@ -29,16 +29,6 @@ INLINE struct settings *get_settings(void)
     return settings.lookup(&zero);
 }
 
-INLINE void begin_work(struct xdp_md *ctx, struct work *w, u16 flags)
-{
-    w->flags = flags;
-    w->length = frame_bytes(ctx);
-    w->service = 0;
-    w->target = 0;
-    w->owner = 0;
-    w->state = 0;
-}
-
 // True unless the frame is known to be for another host.
 INLINE bool is_for_us(struct xdp_md *ctx)
 {
@@ -166,7 +156,8 @@ INLINE int connect_step(struct xdp_md *ctx, struct work *w, const struct setting
         w->flags |= WORK_ROUTED;
     }
     service = id ? service_table.lookup(&id) : 0;
-    if (!service)
+    // A row without a method belongs to a service that is just being removed.
+    if (!service || !service->method)
         return leave(ctx, w, XDP_PASS, reason);
     w->service = id;
     w->target = 0;

@@ -257,7 +257,12 @@ def vips_move(world: World) -> None:
         world.vips[address] ^= AddressFlag.HELD
 
 
-CHANGES = (some_die, some_drain, a_node_leaves, nothing_is_steered, vips_move)
+def nothing_is_routed(world: World) -> None:
+    """What no service or backend claims is nobody's from here on."""
+    world.flags &= ~Setting.ROUTED
+
+
+CHANGES = (some_die, some_drain, a_node_leaves, nothing_is_steered, vips_move, nothing_is_routed)
 
 
 # ------------------------------------------------------------------------------------------- what leaves must be right
