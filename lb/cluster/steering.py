@@ -77,7 +77,8 @@ class SteeringWriter:
     """Puts a peering into the maps.
 
     Making a table takes some ten milliseconds of a worker; those for the cases that must be quick, one of the nodes
-    leaving, are made beforehand (`prepare`), so that `write_prepared` takes one or two.
+    leaving, are made beforehand (`prepare`). Packets see a table as soon as it is written; the call returns only when
+    no packet can be using the one before, which takes the kernel a while (about ten milliseconds).
     """
 
     def __init__(self, maps: Maps) -> None:
@@ -89,17 +90,17 @@ class SteeringWriter:
         self.tables_written = 0
 
     def write(self, wanted: Peering) -> bool:
-        """Make the maps hold `wanted`; True when the steering table changed. Blocks while a table is made."""
+        """Make the maps hold `wanted`; True when the steering table changed. Blocks, also for the kernel."""
         with self._lock:
-            return self._write(wanted)
+            self._write_ways(wanted)
+            return self._write_table(wanted.sharing)
 
-    def write_prepared(self, wanted: Peering) -> bool:
-        """As `write`, but only if it can be done at once; False when it was not."""
-        quick = wanted.sharing == self._sharing or wanted.sharing in self._prepared
-        if not quick or not self._lock.acquire(blocking=False):
+    def write_ways(self, wanted: Peering) -> bool:
+        """Who is a member and the ways there, without the table: never blocks. False when a table is being written."""
+        if not self._lock.acquire(blocking=False):
             return False
         try:
-            self._write(wanted)
+            self._write_ways(wanted)
         finally:
             self._lock.release()
         return True
@@ -116,18 +117,20 @@ class SteeringWriter:
         with self._lock:
             self._prepared = kept
 
-    def _write(self, wanted: Peering) -> bool:
-        # Ways before members before table: nothing is sent where the way is not known yet.
+    def _write_ways(self, wanted: Peering) -> None:
         self._write_nodes(wanted)
         _exactly(self._maps.node_paths, *_path_rows(wanted))
         _exactly(self._maps.peer_macs, *_mac_rows(wanted))
         _exactly(self._maps.peer_addresses, *_address_rows(wanted))
-        if wanted.sharing == self._sharing:
+
+    def _write_table(self, sharing: tuple[int, ...]) -> bool:
+        # After the ways: nothing is sent where the way is not known yet.
+        if sharing == self._sharing:
             return False
-        bare = self._prepared.get(wanted.sharing)
-        self._slots = marked(self._slots, bare if bare is not None else _bare_slots(wanted.sharing))
+        bare = self._prepared.get(sharing)
+        self._slots = marked(self._slots, bare if bare is not None else _bare_slots(sharing))
         self._maps.replace_table(STEERING_TABLE, self._slots)
-        self._sharing = wanted.sharing
+        self._sharing = sharing
         self.tables_written += 1
         return True
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the packet path's steering what the cluster's state says: at once where that is possible, else by a worker."""
+"""Keeps the packet path's steering what the cluster's state says, without the event loop waiting for the kernel."""
 
 import asyncio
 import contextlib
@@ -23,13 +23,14 @@ class SteeringTask:
         self._writer = SteeringWriter(engine.maps)
         self._wanted: Peering | None = None
         self._change = asyncio.Event()
+        self._preparing: asyncio.Future[None] | None = None
 
     def want(self, wanted: Peering) -> None:
-        """At once where the table is prepared (a member left), else soon, by a worker."""
+        """Members and ways at once, the table a moment later: the event loop must not wait for the kernel."""
         if wanted != self._wanted:
             self._wanted = wanted
             with contextlib.suppress(OSError):
-                self._writer.write_prepared(wanted)
+                self._writer.write_ways(wanted)
             self._change.set()
 
     async def run(self) -> None:
@@ -45,9 +46,19 @@ class SteeringTask:
                 log.error("steering is not in the packet path: %s", error)
                 await asyncio.sleep(RETRY_S)
                 self._change.set()
+            else:
+                # Beside it: the next change must find a free worker.
+                if self._preparing is None or self._preparing.done():
+                    self._preparing = loop.run_in_executor(self._workers, self._prepare)
 
     def _put(self, wanted: Peering) -> None:
         self._writer.write(wanted)
         # Alone as well: answers of connections made through a gateway that is gone are then known for what they are.
         self._engine.set_setting(Setting.STEERING, bool(wanted.sharing))
-        self._writer.prepare(wanted)
+
+    def _prepare(self) -> None:
+        prepared: Peering | None = None
+        while prepared is not self._wanted:
+            prepared = self._wanted
+            assert prepared is not None
+            self._writer.prepare(prepared)

@@ -4,6 +4,7 @@
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from ebpf import layout
@@ -92,4 +93,25 @@ def test_the_maps_hold_exactly_what_is_wanted() -> None:
     assert [(key["mac"].tobytes(), int(owner)) for key, owner in zip(macs, owners, strict=True)] == [(mac(3), 3)]
     addresses, _ = maps.peer_addresses.dump()
     assert {str(layout.unpack_address(key["address"])) for key in addresses} == {"10.0.0.1", "10.0.0.3"}
+    maps.close()
+
+
+def written_table(maps: Maps) -> npt.NDArray[np.uint16]:
+    table = maps.read_table(layout.STEERING_TABLE)
+    assert table is not None
+    return table
+
+
+def test_members_and_ways_are_written_before_the_table_and_without_it() -> None:
+    maps = own_maps()
+    writer = SteeringWriter(maps)
+    writer.write(peering(cluster(1, 2, 3), 1, LINKS))
+    table = written_table(maps)
+    assert writer.write_ways(peering(cluster(1, 3), 1, LINKS)) is True
+    _, nodes = maps.nodes.dump()
+    assert [int(number) for number in np.flatnonzero(nodes["flags"] & NodeFlag.MEMBER)] == [1, 3]
+    assert np.array_equal(written_table(maps), table)
+    assert writer.write(peering(cluster(1, 3), 1, LINKS)) is True
+    assert writer.tables_written == 2
+    assert not np.array_equal(written_table(maps), table)
     maps.close()
