@@ -74,6 +74,7 @@ from .transport.effects import PeerConfig, Transmit
 
 EVENTS_MAX = 1024  # per iterator; older ones are dropped and counted
 LEAVE_TIMEOUT_S = 0.5
+ALONE_AFTER_S = 0.002  # without a datagram: what comes then comes alone, an idle token mostly
 READS_BEFORE_TIMER_MAX = 64  # times READ_MAX datagrams per link
 INCARNATION_BITS = 62
 WORKERS_MAX = 8  # threads of the loop's default executor
@@ -124,6 +125,7 @@ class Ring(Subscriptions, Coordination):
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
+        self._read_at = -inf
         self._shared_deadline = inf  # asked for again after whatever may have changed it
         self._next_tag = 1
         self._done: dict[int, asyncio.Future[int]] = {}  # multicasts and direct messages somebody waits for
@@ -344,8 +346,12 @@ class Ring(Subscriptions, Coordination):
     def _readable(self) -> None:
         if self._sockets is None:
             return
+        links = self._sockets.links
+        last, self._read_at = self._read_at, time.monotonic()
+        if len(links) == 1 and self._read_at - last > ALONE_AFTER_S and self._read(links[0], 1):
+            return  # spares an idle ring two system calls; if there is more, or an error, the loop calls again
         ready = dict(self._poll.poll(0))
-        for link in self._sockets.links:
+        for link in links:
             events = ready.get(link.fileno(), 0)
             if events & select.EPOLLIN:
                 self._read(link)
@@ -353,9 +359,9 @@ class Ring(Subscriptions, Coordination):
                 for address in link.refused():
                     self._node.transport.path_refused(link.index, address)
 
-    def _read(self, link: UdpLink) -> int:
+    def _read(self, link: UdpLink, limit: int = READ_MAX) -> int:
         """Take in what has arrived, then one step for all of it: one acknowledgement for a burst of bursts."""
-        count = link.read(partial(self._node.transport.receive, time.monotonic()))
+        count = link.read(partial(self._node.transport.receive, time.monotonic()), limit)
         if count:
             self._step(Datagrams(()))
         return count

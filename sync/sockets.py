@@ -43,6 +43,7 @@ _PMTUDISC_PROBE: Final = 3
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
 
+_TRUNCATED: Final = int(socket.MSG_TRUNC)  # a plain number: the enum's operators are slow
 _SEGMENT_SIZE: Final = struct.Struct("=H")
 _GRO_SIZE: Final = struct.Struct("=i")
 _GRO_SPACE: Final = socket.CMSG_SPACE(_GRO_SIZE.size)
@@ -142,10 +143,11 @@ class UdpLink:
         except OSError as error:
             self._on_send_error(error, address, data, segment_size)
 
-    def read(self, sink: Sink) -> int:
-        """Give everything that has arrived, up to READ_MAX, to `sink(link, source, data, segment_size)`; how many."""
+    def read(self, sink: Sink, limit: int = READ_MAX) -> int:
+        """Give what has arrived, up to `limit` datagrams or bursts, to `sink(link, source, data, segment_size)`; how
+        many they were."""
         receive, buffer, view, index = self._socket.recvmsg_into, [self._buffer], self._view, self.index
-        for count in range(READ_MAX):
+        for count in range(limit):
             try:
                 length, control, flags, source = receive(buffer, _GRO_SPACE)
             except BlockingIOError:
@@ -154,12 +156,12 @@ class UdpLink:
                 self.icmp_pending = True
                 self.counts["receive_" + errno.errorcode.get(error.errno or 0, "error").lower()] += 1
                 continue
-            if flags & socket.MSG_TRUNC:
+            if flags & _TRUNCATED:
                 self.counts["truncated"] += 1
                 continue
             segment_size = _GRO_SIZE.unpack(control[0][2])[0] if control else 0
             sink(index, source, view[:length], segment_size)
-        return READ_MAX
+        return limit
 
     def refused(self) -> list[SocketAddress]:
         """The addresses at which, according to ICMP errors that have come, nobody listens."""

@@ -23,6 +23,8 @@ from sync.ring.token import JOINER, Farewell, Member, Proposal, Token
 HASTE = b"".join(encode(Haste()))
 PATIENCE = 0.85
 """Of the time until 911: so long the return of an idle token is awaited before its delivery is asked about."""
+PATIENCE_MAX = 0.5
+"""Of the failure budget: a living successor must have the rest to answer in, however busy its machine is."""
 
 
 class _Passed(NamedTuple):
@@ -267,7 +269,8 @@ class Circulation(Leases):
         hungry = max(timers.hungry, turn) + members * timers.hungry_per_member
         self.hungry_until = now + hungry
         # An idle token is back within a turn, which says more than an acknowledgement, and costs nobody a wake-up.
-        patience = PATIENCE * hungry if token.hop >= token.busy_until and token.at_rest else 0.0
+        quiet = token.hop >= token.busy_until and token.at_rest
+        patience = min(PATIENCE * hungry, PATIENCE_MAX * timers.failure_after) if quiet else 0.0
         handle = self.link.send(now, peer, CHANNEL_TOKEN, encode_token(token, token.hop + 1), patience)
         self.passed = _Passed(peer, handle, token.epoch, token.hop + 1)
         self.passed_acknowledged = False

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from enum import Enum
 
 
-class TokenState(Enum):
+class _Named(Enum):
+    """Members are single objects: hashed as such they are found several times faster in the tables below."""
+
+    __hash__ = object.__hash__
+
+
+class TokenState(_Named):
     """A node's relation to the token (thesis figure 10)."""
 
     EATING = "Eating"
@@ -19,7 +25,7 @@ class TokenState(Enum):
     """Left, or shut out by a critical resource; not in the thesis."""
 
 
-class ViewState(Enum):
+class ViewState(_Named):
     """How far the node's view is agreed upon (thesis figure 9)."""
 
     AGREEMENT = "Agreement"
@@ -27,7 +33,7 @@ class ViewState(Enum):
     RESERVE = "Reserve"
 
 
-class TokenEvent(Enum):
+class TokenEvent(_Named):
     ACCEPT = "token accepted"
     PASS = "token passed on"
     DELIVERY_FAILED = "token not delivered, or refused"
@@ -42,7 +48,7 @@ class TokenEvent(Enum):
     RETURN = "rejoin, or resource back"
 
 
-class ViewEvent(Enum):
+class ViewEvent(_Named):
     RESERVED = "a view with this node received"
     CANCELLED = "the view was cancelled"
     COMMITTED = "all members have the view"

@@ -124,6 +124,8 @@ class Sender:
 
     def cancel(self, handle: int) -> bool:
         """Forget a message; False when it is not under way here."""
+        if not self.window.live and not self.window.queued:
+            return False
         for message in self.window.unfinished(queued=True):
             if message.handle == handle:
                 self.window.drop(message)

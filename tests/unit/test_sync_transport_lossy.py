@@ -103,7 +103,7 @@ def test_atomic_no_duplicate_and_truthful_notices(
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), loss=st.sampled_from([0.0, 0.1, 0.25]), sizes=st.lists(st.integers(0, 200_000)))
 def test_everything_arrives_while_the_network_lets_enough_through(seed: int, loss: float, sizes: list[int]) -> None:
-    config = TransportConfig("test", KEYS, failure_after_s=2.0)
+    config = TransportConfig("test", KEYS, failure_after_s=10.0, attempts=16)
     weather = Weather(loss=loss, duplication=0.05, delay_max=0.002)
     network = Network(seed=seed, weather=weather, config=config)
     payloads = [network.random.randbytes(size) for size in sizes]

@@ -39,6 +39,7 @@ LATENCY_RATE, LATENCY_SIZE = 1000, 1024
 VIEW_TIMEOUT_S = 10.0
 COROSYNC_VIEW_TIMEOUT_S = 40.0
 ITEMS, ITEM_BYTES, UPDATES_PER_S = 10_000, 1024, 500
+SETTLE_S = 8.0  # datagrams lost while nodes start make the others ask for acknowledgements for a while
 COROSYNC_TUNED: dict[str, Any] = {"token_ms": 50, "ping_ms": 2000}  # its limit here: below, it excludes living nodes
 
 
@@ -322,7 +323,7 @@ def idle(options: argparse.Namespace) -> Iterator[Row]:
         with Network(nodes) as network:
             cluster = Cluster(network)
             cluster.form()
-            time.sleep(2)
+            time.sleep(SETTLE_S)
             used = measure_cpu(cluster.pids(), options.idle_seconds)
             memory = [resident_mb(pid) for pid in cluster.pids()]
             private = [private_mb(pid) for pid in cluster.pids()]
