@@ -7,10 +7,8 @@
 #include "hash_flow.h"
 
 // Four ways to a cache line. One array for all CPUs, a part for each: a per-CPU array would need a pointer more.
+// FLOW_LINES, for each CPU, comes from ebpf/source.py.
 #define FLOW_WAYS 4
-#ifndef FLOW_LINES
-#define FLOW_LINES 65536
-#endif
 
 // recent_flow.flags
 #define RECENT_LOCAL 0x1     // belongs to this node: to the kernel

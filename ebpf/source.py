@@ -13,6 +13,10 @@ from ebpf import layout, libbpf
 
 SOURCE_DIRECTORY = Path(__file__).parent
 _INCLUDE = re.compile(r'^#include "(\w+\.h)"$')
+# The cache of recent flows: lines of 64 bytes for each CPU, halved until those of all possible CPUs fit.
+FLOW_LINES_MAX = 65536
+FLOW_CACHE_BYTES_MAX = 128 << 20
+_LINE_BYTES = 64
 _CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; the time module does not name it
 
 
@@ -40,8 +44,17 @@ def source(name: str, maps_directory: Path) -> str:
 
 def flags() -> list[str]:
     """Compiler flags: what the running kernel alone knows."""
-    definitions = {"CONFIG_HZ": jiffies_per_second(), "CPU_COUNT": libbpf.cpu_count_possible()}
+    cpus = libbpf.cpu_count_possible()
+    definitions = {"CONFIG_HZ": jiffies_per_second(), "CPU_COUNT": cpus, "FLOW_LINES": flow_lines(cpus)}
     return [f"-D{name}={value}" for name, value in definitions.items()]
+
+
+def flow_lines(cpus: int) -> int:
+    """Lines of the cache of recent flows per CPU, a power of two: hosts with hundreds of possible CPUs are common."""
+    lines = FLOW_LINES_MAX
+    while lines * _LINE_BYTES * cpus > FLOW_CACHE_BYTES_MAX and lines > 1:
+        lines //= 2
+    return lines
 
 
 def jiffies_per_second() -> int:

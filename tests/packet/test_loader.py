@@ -271,3 +271,9 @@ def test_table_lines_hold_every_slot() -> None:
     assert (lines["slot"].reshape(-1)[: len(slots)] == slots).all()
     with pytest.raises(ValueError, match="at most"):
         layout.table_lines(np.zeros(layout.TABLE_LINES * layout.TABLE_LINE_SLOTS + 1, np.uint16))
+
+
+@pytest.mark.parametrize(("cpus", "lines"), [(1, 65536), (32, 65536), (33, 32768), (240, 8192), (8192, 256)])
+def test_the_cache_of_recent_flows_has_a_bound_for_all_cpus_together(cpus: int, lines: int) -> None:
+    assert source.flow_lines(cpus) == lines
+    assert source.flow_lines(cpus) * 64 * cpus <= source.FLOW_CACHE_BYTES_MAX

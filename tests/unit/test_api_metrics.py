@@ -40,7 +40,8 @@ def fill_counters(api: RunningApi) -> None:
     assert owner is not None
     assert counts is not None
     owner["service"] = 1
-    counts[0] = (1000, 64_000, 30, 10)
+    for name, value in {"packets": 1000, "bytes": 64_000, "opened": 30, "closed": 10}.items():
+        counts[name][0] = value
     settings = api.maps.settings.get(0)
     assert settings is not None
     settings["node"] = 1
