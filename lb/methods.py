@@ -23,6 +23,7 @@ from lb.events import to_plain as event_to_plain
 from lb.gateway import Gateway
 
 EVENT_LIMIT_MAX = 10_000
+NEXT_HOPS_SECONDS = 0.3
 CHANGES_IN_EVENT_MAX = 5
 FORWARDING = {
     "IPv4": Path("/proc/sys/net/ipv4/ip_forward"),
@@ -241,6 +242,9 @@ async def apply(gateway: Gateway, wanted: ClusterConfig, version: int | None, ca
         return {"version": old.version, "changes": [], "warnings": notes}
     try:
         new = await gateway.store.apply(wanted, version, caller)
+        await gateway.driver.settled()
+        # Who is told "applied" may send at once: neighbours answer in well under a millisecond, or are not there.
+        await gateway.neighbours.settled(NEXT_HOPS_SECONDS)
         await gateway.driver.settled()
     except VersionConflict as error:
         raise _conflict(error) from None

@@ -138,11 +138,22 @@ class Neighbours:
         self._netlink = Netlink()
         self._monitor = Monitor(links=True, neighbours=True)
         self._wake = asyncio.Event()
+        self._is_new = False
+        self._all_known = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def configure(self, config: ClusterConfig) -> None:
         self._wanted = wants(config)
+        self._is_new = True
+        self._all_known.clear()
         self._wake.set()
+
+    async def settled(self, seconds: float) -> bool:
+        """Waits until the next hops of the present configuration are known, so long at most; whether they are."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._all_known.wait()
+        return self._all_known.is_set()
 
     async def start(self) -> None:
         """Resolves once, then follows changes in the background."""
@@ -178,7 +189,7 @@ class Neighbours:
                     await self._wake.wait()
                 await asyncio.sleep(SETTLE_SECONDS)
             now = loop.time()
-            ask: Ask = "all" if now >= refresh_at else "missing" if now >= retry_at else "nobody"
+            ask: Ask = "all" if now >= refresh_at else "missing" if self._is_new or now >= retry_at else "nobody"
             if ask == "all":
                 refresh_at = now + REFRESH_SECONDS
             if ask != "nobody":
@@ -197,15 +208,15 @@ class Neighbours:
 
     async def _refresh(self, ask: Ask) -> None:
         self._wake.clear()
-        found = await asyncio.to_thread(self._look_up, self._wanted, ask)
+        self._is_new = False
+        found = await asyncio.to_thread(look_up, self._netlink, self._wanted)
         self.lookups += 1
         self.problems, self._asked = found.problems, found.ask
+        if ask != "nobody":
+            # Only now: an answer comes at once, and is taken for news only if it is known to be wanted.
+            await asyncio.to_thread(solicit, self._netlink, found.ask if ask == "all" else found.unresolved)
         if (found.hops, found.sources) != self._told:
             self._told = found.hops, found.sources
             self._changed(found.hops, found.sources)
-
-    def _look_up(self, wanted: list[Want], ask: Ask) -> Resolution:
-        found = look_up(self._netlink, wanted)
-        if ask != "nobody":
-            solicit(self._netlink, found.ask if ask == "all" else found.unresolved)
-        return found
+        if not self._is_new and not self._missing():
+            self._all_known.set()

@@ -120,3 +120,36 @@ asyncio.run(main())
 
 def test_changes_of_the_kernel_are_followed(pair: Pair) -> None:
     assert pair.python(pair.left, FOLLOW.replace("RIGHT", pair.right), timeout_s=40).strip() == "followed True"
+
+
+SETTLE = """
+import asyncio
+from lb.configuration.model import Backend, ClusterConfig, Service
+from lb.engine.neighbours import Neighbours
+
+def config(*backends):
+    return ClusterConfig(services=(Service("s", "10.9.0.100", "tcp", "tunnel", backends=backends),))
+
+async def main():
+    told = []
+    neighbours = Neighbours(lambda hops, sources: told.append(set(hops)))
+    await neighbours.start()
+    # A neighbour that nobody has asked for yet, soon after the last time anybody was asked.
+    neighbours.configure(config(Backend("b4", "10.9.0.2", id=1)))
+    assert await neighbours.settled(0.5) and told[-1] == {1}, told
+    neighbours.configure(config(Backend("b4", "10.9.0.2", id=1), Backend("gone", "10.9.0.78", id=3)))
+    assert not await neighbours.settled(0.2)
+    assert neighbours.problems == {3: "next hop does not answer"}, neighbours.problems
+    await neighbours.stop()
+    print("settled")
+
+asyncio.run(main())
+"""
+
+
+def test_a_new_configuration_is_settled_when_its_next_hops_are_known(pair: Pair) -> None:
+    pair.python(pair.right, "import subprocess; subprocess.run(['ip', 'link', 'set', 'wire', 'up'])")
+    pair.python(
+        pair.left, "import subprocess; subprocess.run('ip link set wire up; ip neigh flush dev wire', shell=True)"
+    )
+    assert pair.python(pair.left, SETTLE, timeout_s=20).strip() == "settled"
