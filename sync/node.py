@@ -234,6 +234,8 @@ class Node:
 
     def _on_undelivered(self, handle: int, restarted: bool = False) -> None:
         ring = self._ring
+        if not restarted and self._admission.lost_sight(self._now, handle):
+            return
         if ring.undelivered(self._now, handle, restarted):
             self._check_left_behind()
         self._admission.undelivered(self._now, handle, restarted)

@@ -88,21 +88,28 @@ class Admission:
 
     # ----------------------------------------------------------------------------------------------------- calling
 
-    def _starve(self, now: float, event: TokenEvent, reason: Reason) -> None:
+    def lost_sight(self, now: float, handle: int) -> bool:
+        """An idle token whose successor is dead, but may have handed it on (True): ask the rest before regenerating."""
+        peer = self._ring.lost_sight_of(handle)
+        if peer is not None:
+            self._starve(now, TokenEvent.HUNGRY_TIMEOUT, Reason.PEER_UNREACHABLE, peer)
+        return peer is not None
+
+    def _starve(self, now: float, event: TokenEvent, reason: Reason, dead: int = 0) -> None:
         ring = self._ring
-        ring.trace(reason, 0)
+        ring.trace(reason, dead)
         ring.states.on_token(event)
         ring.hungry_until = inf
-        self._call(now)
+        self._call(now, dead)
 
-    def _call(self, now: float) -> None:
+    def _call(self, now: float, dead: int = 0) -> None:
         self._drop_call()
         self._call_id = (self._call_id + 1) % CALL_IDS
         self.starving_until = now + self._timers.starving
         if self._joining is not None:
             self._ask_in(now, self._ring.eligible)
         else:
-            self._ask_for_token(now)
+            self._ask_for_token(now, dead)
 
     def _ask_in(self, now: float, peers: Iterable[int]) -> None:
         ring = self._ring
@@ -110,14 +117,18 @@ class Admission:
         for peer in peers:
             ring.link.send_unreliable(now, peer, CHANNEL_CONTROL, payload)
 
-    def _ask_for_token(self, now: float) -> None:
+    def _ask_for_token(self, now: float, dead: int) -> None:
+        """``dead``: a member that need not be asked, it has just been tried for a failure budget."""
         ring = self._ring
         copy = ring.token
         assert copy is not None
         others = [member.id for member in copy.members if member.id != ring.local]
         calling = self._calling = Calling(self._call_id, others)
         for peer in others:
-            self._send_call(now, calling, peer)
+            if peer == dead:
+                calling.failed(peer)
+            else:
+                self._send_call(now, calling, peer)
         self._check_granted(now)
 
     def _send_call(self, now: float, calling: Calling, peer: int) -> None:

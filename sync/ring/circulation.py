@@ -34,6 +34,8 @@ class _Passed(NamedTuple):
     handle: int
     epoch: EpochId
     hop: int
+    unhurried: bool
+    """An idle token: its delivery is asked about only when it does not come back."""
 
 
 class _Parked(NamedTuple):
@@ -272,7 +274,7 @@ class Circulation(Leases):
         quiet = token.hop >= token.busy_until and token.at_rest
         patience = min(PATIENCE * hungry, PATIENCE_MAX * timers.failure_after) if quiet else 0.0
         handle = self.link.send(now, peer, CHANNEL_TOKEN, encode_token(token, token.hop + 1), patience)
-        self.passed = _Passed(peer, handle, token.epoch, token.hop + 1)
+        self.passed = _Passed(peer, handle, token.epoch, token.hop + 1, patience > 0)
         self.passed_acknowledged = False
         self.states.on_token(TokenEvent.PASS)
         self.trace(Reason.TOKEN_PASSED, peer, token)

@@ -11,7 +11,7 @@ from math import inf
 from sync.events import Reason, Refusal
 from sync.ring.circulation import Circulation
 from sync.ring.lineage import Epoch, EpochId, divergence, related
-from sync.ring.membership import TokenEvent
+from sync.ring.membership import TokenEvent, TokenState
 from sync.ring.messages import CHANNEL_TOKEN, Refuse, encode_token
 from sync.ring.multicast import Stream
 from sync.ring.token import JOINER, Member, Token
@@ -23,6 +23,20 @@ class Ring(Circulation):
     def delivered(self, handle: int) -> None:
         if self.passed is not None and self.passed.handle == handle:
             self.passed_acknowledged = True
+
+    def lost_sight_of(self, handle: int) -> int | None:
+        """The successor, if this failure on delivery says that it is gone, but not that the token is gone with it.
+
+        An idle token is not acknowledged at once: the successor may have handed it on before it died. Another member
+        can tell, if there is one.
+        """
+        passed, token = self.passed, self.token
+        if passed is None or token is None or passed.handle != handle or not passed.unhurried or self.leaving_done:
+            return None
+        if self.states.token is not TokenState.HUNGRY or len(token.members) <= 2:
+            return None
+        self._end_pass()
+        return passed.peer
 
     def undelivered(self, now: float, handle: int, restarted: bool) -> bool:
         """Failure on delivery; True when it concerned the token.

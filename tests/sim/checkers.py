@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from sync.config import Mode
-from sync.events import Deliver, Order, View
+from sync.events import Deliver, Order, Reason, View
 from sync.ring.membership import TokenState
 from sync.ring.token import JOINER
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Identity = tuple[int, int]
 """(node id, incarnation): a node that restarts is another one."""
 ViewKey = tuple[object, ...]
+
+RELAYED_LANE = 2
+"""Lanes 0 and 1 are an origin's small and bulk requests, each in order; relayed ones may overtake each other."""
 
 LINEAGE_BOUND = 64
 PENDING_BOUND = 4000
@@ -63,6 +66,8 @@ class Checkers:
         self._messages: dict[tuple[ViewKey, int], tuple[object, ...]] = {}
         self._closed: dict[tuple[ViewKey, ViewKey], tuple[int, int, Identity]] = {}
         self._copies: dict[tuple[ViewKey, int], tuple[bytes, Identity]] = {}
+        self.struck: dict[int, float] = {}
+        """Node that is not eligible everywhere -> until when: such a one is expelled without its lease running out."""
         self.views = 0
         self.delivered = 0
 
@@ -162,7 +167,12 @@ class Checkers:
             theirs = other.node.view
             # A node that lags may come to a view the other has left behind: what counts is going on from its view.
             trusting = theirs is not None and record.identity[0] in theirs.members and theirs.number < view.number
-            if trusting and other.identity in before and other.identity not in members:
+            if (
+                trusting
+                and other.identity in before
+                and other.identity not in members
+                and self.struck.get(other.identity[0], 0) <= now
+            ):
                 lease = self.record(other).lease
                 if lease > now:
                     raise Violation(
@@ -203,7 +213,7 @@ class Checkers:
         record.seen.add(payload)
         number, incarnation, bulk = map(int, payload.split(b" ", 3)[:3])
         lane = (batch.origin, incarnation, bulk)
-        if number < record.newest.get(lane, -1):
+        if bulk != RELAYED_LANE and number < record.newest.get(lane, -1):
             raise Violation("origin order", f"{identity} delivered {number} of {lane} after {record.newest[lane]}")
         record.newest[lane] = number
 
@@ -237,6 +247,8 @@ class Checkers:
 
     def bounds(self, instance: Instance) -> None:
         ring = instance.ring
+        if ring.counters[Reason.MALFORMED]:
+            raise Violation("well formed", f"{instance.identity} could not decode what a peer had sent")
         sizes = {
             "outbox": (ring.outbox.bytes, instance.config.queue_bytes_max),
             "stream": (len(ring.stream), PENDING_BOUND),

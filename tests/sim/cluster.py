@@ -34,6 +34,7 @@ from sync.node import Node
 from sync.ring.lineage import EpochId
 from sync.ring.regeneration import Ring
 from sync.transport.effects import Path, PeerConfig, Transmit
+from tests.sim import outsiders
 from tests.sim.checkers import WORKLOAD_CHANNEL, Checkers, Violation
 from tests.sim.network import Address, Network
 from tests.sim.scenario import Scenario
@@ -113,7 +114,19 @@ class Cluster:
         """Sent after healing; everybody must deliver them."""
         for node in self.clocks:
             self.at(self.rng.random() * scenario.join_spread_ms / 1000, "start", node)
-        for kind in ("multicast", "crash", "pause", "partition", "one_way", "link", "jump", "leave", "shared"):
+        for kind in (
+            "multicast",
+            "crash",
+            "pause",
+            "partition",
+            "one_way",
+            "link",
+            "jump",
+            "leave",
+            "shared",
+            "relay",
+            "strike",
+        ):
             self._again(kind)
 
     # ---------------------------------------------------------------------------------------------------- schedule
@@ -158,6 +171,8 @@ class Cluster:
         for instance in self.living:
             instance.crash_after = None
             self.at(self.now, "resume", instance)
+            if self.scenario.strike_rate:
+                self.at(self.now, "eligible", (instance, None))
             if instance.absent:
                 self.at(self.now, "rejoin", instance)
 
@@ -360,6 +375,21 @@ class Cluster:
         if instance.absent and self.instances.get(instance.identity[0]) is instance:
             instance.absent = False
             self._step(instance, CriticalResource(True) if instance.shut_out else Rejoin())
+
+    # --------------------------------------------------------------------------------------------------- outsiders
+
+    def _do_strike(self, _: Any) -> None:
+        if not self.healed:
+            outsiders.strike_off(self)
+            self._again("strike")
+
+    def _do_eligible(self, what: tuple[Instance, int | None]) -> None:
+        outsiders.set_eligible(self, *what)
+
+    def _do_relay(self, _: Any) -> None:
+        if not self.healed:
+            outsiders.relay(self)
+            self._again("relay")
 
     # ---------------------------------------------------------------------------------------------------- workload
 

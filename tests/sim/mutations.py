@@ -176,25 +176,36 @@ def _begin_with_a_view_of_the_past() -> list[Patch]:
     return [(Token, "invite", forgetful)]
 
 
+def _forget_a_dead_origins_messages() -> list[Patch]:
+    remove = Token.remove
+
+    def forget(self: Token, node: int) -> None:
+        remove(self, node)
+        self.parcels = [parcel for parcel in self.parcels if parcel.origin != node or parcel.kind != Kind.MESSAGES]
+
+    return [(Token, "remove", forget)]
+
+
 MUTATIONS: Mapping[str, tuple[Callable[[], list[Patch]], int]] = {
-    "accept any token": (_accept_any_token, 36),
+    "accept any token": (_accept_any_token, 7),
     "order tokens by hop alone": (_order_tokens_by_hop_alone, 63),
     "regenerate in the same epoch": (_regenerate_in_the_same_epoch, 2),
     "deliver safe messages early": (_deliver_safe_messages_early, 1),
     "commit views on receipt": (_commit_views_on_receipt, 1),
     "prune when one has it": (_prune_when_one_has_it, 1),
-    "keep views of unreached members": (_keep_views_of_unreached_members, 3),
+    "keep views of unreached members": (_keep_views_of_unreached_members, 4),
     "propose behind cancelled views": (_propose_behind_cancelled_views, 50),
     "keep clashing view numbers": (_keep_clashing_view_numbers, 1),
     "do not start over": (_do_not_start_over, 18),
     "merge without coming to rest": (_merge_without_coming_to_rest, 5),
-    "lose track of lost requests": (_lose_track_of_lost_requests, 16),
-    "deliver twice": (_deliver_twice, 3),
+    "lose track of lost requests": (_lose_track_of_lost_requests, 6),
+    "deliver twice": (_deliver_twice, 4),
     "last in first out": (_last_in_first_out, 1),
     "invite nobody": (_invite_nobody, 2),
-    "lease from the last pass": (_lease_from_the_last_pass, 1),
+    "lease from the last pass": (_lease_from_the_last_pass, 15),
     "keep the lease when others defect": (_keep_the_lease_when_others_defect, 180),
     "welcome everyone at once": (_welcome_everyone_at_once, 1),
+    "forget a dead origin's messages": (_forget_a_dead_origins_messages, 65),
     "begin with a view of the past": (_begin_with_a_view_of_the_past, 2493),
 }
 """Name -> (patches, a seed that catches it)."""

@@ -9,6 +9,9 @@ from typing import Any
 
 from sync.config import Mode, Policy
 
+LATER_FAULTS_FROM = 100_000
+"""Seeds from here on have the faults that were thought of later; below, every seed means what it always has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
@@ -46,6 +49,10 @@ class Scenario:
     burst: float
     shared_rate: float
     join_spread_ms: float
+    relay_rate: float
+    """Multicasts of nodes outside of the ring, through a member."""
+    strike_rate: float
+    """Nodes that lose their eligibility for a while."""
 
     @classmethod
     def from_seed(cls, seed: int) -> Scenario:
@@ -86,6 +93,8 @@ class Scenario:
             burst=rng.choice((0.0, 0.1, 0.3)),
             shared_rate=rng.choice((0.0, 10.0, 60.0)),
             join_spread_ms=rng.choice((0.0, 5.0, 300.0)),
+            relay_rate=maybe(0.5, 2.0, 60.0) if seed >= LATER_FAULTS_FROM else 0.0,
+            strike_rate=maybe(0.4, 0.2, 2.0) if seed >= LATER_FAULTS_FROM else 0.0,
         )
 
     @classmethod
