@@ -85,6 +85,7 @@ class Replication:
         self._hastened_at = 0.0
         self._suspects: dict[int, frozenset[int]] = {}
         self._comparing = False
+        self._closed = False
         ring.subscribe(CHANNEL_RECORDS, self._records)
         ring.subscribe(CHANNEL_DIGESTS, self._digest)
         ring.on_token(self._token)
@@ -96,6 +97,7 @@ class Replication:
 
     async def close(self) -> None:
         """Stop; the tables stay."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         tasks = [task for task in (self._fetching, self._repairing) if task is not None]
@@ -177,6 +179,8 @@ class Replication:
             raise OSError(f"node {peer} was not reached: {error}") from None
 
     def _transfer_message(self, message: PeerMessage) -> None:
+        if self._closed:
+            return
         try:
             kind, transfer, body = read_message(message.payload)
             if kind is Kind.ASK:
