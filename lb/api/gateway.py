@@ -8,6 +8,7 @@ from typing import Any
 
 from lb.api.access import Identity, Token
 from lb.api.audit import AuditLog
+from lb.api.cluster_traffic import ClusterTraffic
 from lb.api.control_client import CHANGE_TIMEOUT_S, READ_TIMEOUT_S, ControlClient
 from lb.api.datapath import DataPath
 from lb.api.hub import Hub
@@ -27,7 +28,11 @@ class Gateway:
     audit: AuditLog
     tokens: list[Token] = field(default_factory=list)
     hub: Hub = field(init=False)
+    everywhere: ClusterTraffic = field(init=False)
     started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.everywhere = ClusterTraffic(self.control)
 
     async def ask(self, method: str, **params: Any) -> Any:
         """Read something from lbd. Raises ApiProblem."""

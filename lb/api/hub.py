@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from lb.api.problems import ApiProblem
@@ -76,9 +76,16 @@ class Watcher:
 class Hub:
     """Reads while somebody watches; costs nothing otherwise but the subscription."""
 
-    def __init__(self, subscribe: Callable[[], AsyncIterator[dict[str, Any]]], sources: dict[str, Source]) -> None:
+    def __init__(
+        self,
+        subscribe: Callable[[], AsyncIterator[dict[str, Any]]],
+        sources: dict[str, Source],
+        answers: Mapping[str, Callable[[], Awaitable[None]]] | None = None,
+    ) -> None:
         self._subscribe = subscribe
         self._sources = sources
+        self._answers = answers or {}
+        self._answering: set[asyncio.Task[None]] = set()
         self._watchers: set[Watcher] = set()
         self._last: dict[str, bytes] = {}
         self._changed = asyncio.Event()
@@ -96,9 +103,10 @@ class Hub:
         """Ends the reading and every client's stream."""
         for watcher in self._watchers:
             watcher.end()
-        for task in self._tasks:
+        ending = [*self._tasks, *self._answering]
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
 
     async def watch(self) -> AsyncIterator[bytes]:
         """The stream for one client: first the whole state, then changes. Raises ApiProblem(too_many)."""
@@ -137,6 +145,9 @@ class Hub:
     def _event(self, event: dict[str, Any]) -> None:
         """Entries of the journal go to the watchers; any other notice only means that something is to be read anew."""
         self.events_total += 1
+        if (answer := self._answers.get(str(event.get("kind")))) is not None:
+            self._answer(answer)
+            return
         self._changed.set()
         if "message" not in event:
             return
@@ -144,6 +155,19 @@ class Hub:
         message = sse("event", event, number if isinstance(number, int) else None)
         for watcher in self._watchers:
             watcher.put_event(message)
+
+    def _answer(self, answer: Callable[[], Awaitable[None]]) -> None:
+        """Does what lbd asks for, beside everything else; once at a time, what comes meanwhile is the same question."""
+        if not self._answering:
+            task = asyncio.ensure_future(self._answered(answer))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+
+    async def _answered(self, answer: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await answer()
+        except Exception:
+            log.exception("cannot answer lbd")
 
     async def _refresh(self) -> None:
         while True:

@@ -6,6 +6,10 @@ from typing import Any
 from lb.api.datapath import Names
 from lb.api.gateway import Gateway
 from lb.api.hub import Hub, Source
+from lb.api.sampler import Sample
+
+# lbd says so when another gateway's operators watch.
+TRAFFIC_WANTED = "traffic.wanted"
 
 
 def rows_of(answer: Any) -> list[dict[str, Any]]:
@@ -17,14 +21,27 @@ async def services(gateway: Gateway, *, with_rates: bool = False) -> list[dict[s
     """As of shapes.Service."""
     rows = rows_of(await gateway.ask("services"))
     sample = await gateway.sampler.sample_or_empty(with_rates=with_rates)
-    return [{**row, "traffic": sample.service(row["id"])} for row in rows]
+    await _exchange(gateway, sample, with_rates)
+    return [_with_traffic(gateway, "services", row, sample.service(row["id"])) for row in rows]
 
 
 async def backends(gateway: Gateway, *, with_rates: bool = False) -> list[dict[str, Any]]:
     """As of shapes.Backend."""
     rows = rows_of(await gateway.ask("backends"))
     sample = await gateway.sampler.sample_or_empty(with_rates=with_rates)
-    return [{**row, "traffic": sample.backend(row["id"])} for row in rows]
+    await _exchange(gateway, sample, with_rates)
+    return [_with_traffic(gateway, "backends", row, sample.backend(row["id"])) for row in rows]
+
+
+async def _exchange(gateway: Gateway, sample: Sample, with_rates: bool) -> None:
+    if with_rates:
+        await gateway.everywhere.exchange_now(sample)
+    else:
+        await gateway.everywhere.exchange(sample, wanted=True)
+
+
+def _with_traffic(gateway: Gateway, kind: str, row: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "traffic": own, "cluster_traffic": gateway.everywhere.of(kind, row["id"], own)}
 
 
 async def nodes(gateway: Gateway, *, with_rates: bool = False) -> list[dict[str, Any]]:
@@ -66,6 +83,9 @@ def hub_of(gateway: Gateway) -> Hub:
     async def vips() -> Any:
         return rows_of(await gateway.ask("vips"))
 
+    async def tell_traffic() -> None:
+        await gateway.everywhere.exchange(await gateway.sampler.sample_or_empty(with_rates=True), wanted=False)
+
     sources: dict[str, Source] = {
         "status": lambda: gateway.ask("status"),
         "nodes": lambda: nodes(gateway),
@@ -74,4 +94,4 @@ def hub_of(gateway: Gateway) -> Hub:
         "backends": lambda: backends(gateway),
         "counters": counters,
     }
-    return Hub(gateway.control.events, sources)
+    return Hub(gateway.control.events, sources, {TRAFFIC_WANTED: tell_traffic})

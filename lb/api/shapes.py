@@ -147,6 +147,12 @@ class Traffic(Answer):
     connections_new_per_s: float | None = None
 
 
+class ClusterTraffic(Traffic):
+    """The same for all gateways together that told lately; gateways: how many those are."""
+
+    gateways: int = 1
+
+
 class Service(Answer):
     name: str
     id: int
@@ -161,6 +167,7 @@ class Service(Answer):
     backend_count: int
     backends_up: int
     traffic: Traffic = Traffic()
+    cluster_traffic: ClusterTraffic = ClusterTraffic()
 
 
 class Backend(Answer):
@@ -175,6 +182,7 @@ class Backend(Answer):
     reason: str | None = None
     drain: bool = False
     traffic: Traffic = Traffic()
+    cluster_traffic: ClusterTraffic = ClusterTraffic()
 
 
 class Connection(Answer):

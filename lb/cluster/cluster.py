@@ -37,6 +37,7 @@ from lb.cluster.state import ClusterState
 from lb.cluster.stats import ClusterStats, VipFigures
 from lb.cluster.steering import peering
 from lb.cluster.steering_task import SteeringTask
+from lb.cluster.traffic import TrafficExchange
 from lb.cluster.vip_manager import VipManager
 from lb.configuration.model import ClusterConfig
 from lb.connections.replication import Replication
@@ -80,6 +81,7 @@ class Cluster:
         self.vips: VipManager
         self.own: OwnNode
         self.stats: ClusterStats
+        self.traffic: TrafficExchange
         self.replication: Replication
         self.resources = Resources(node.resources, self._resource_changed)
         self._steering: SteeringTask
@@ -141,6 +143,9 @@ class Cluster:
         self.replication = Replication(gateway.node, engine.maps, self.ring, gateway.spawn, self._table_complete)
         self.own.replication = self.replication
         self._loads = LoadMeter(engine.maps, lambda: self.store.current, self._workers)
+        self.traffic = TrafficExchange(
+            self.node, self.ring, lambda: gateway.control.publish("traffic", {"kind": "traffic.wanted"})
+        )
         self.stats = ClusterStats(self.node, self.ring, engine.maps, self.resources, self._status, self._vip_figures)
         self.store.attach(self.ring)
         self.store.on_change(self._config_changed)

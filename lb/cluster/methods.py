@@ -37,6 +37,7 @@ def register_methods(cluster: Cluster) -> None:
     offered = {
         "nodes": _nodes,
         "vips": _vips,
+        "traffic.exchange": _exchange_traffic,
         "vip.move": _move,
         "vip.pin": _pin,
         "vip.unpin": _unpin,
@@ -62,6 +63,11 @@ def _bound(cluster: Cluster, method: Any) -> Any:
 
 
 # --- looking ---------------------------------------------------------------------------------------------------------
+
+
+async def _exchange_traffic(cluster: Cluster, params: Params, _caller: Caller) -> dict[str, Any]:
+    view = cluster.state.view
+    return cluster.traffic.exchange(params, view.members if view is not None else ())
 
 
 async def _nodes(cluster: Cluster, _params: Params, _caller: Caller) -> list[dict[str, Any]]:

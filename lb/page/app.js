@@ -80,7 +80,7 @@ function receive(kind, data) {
 function tick() {
   if (isLive()) {
     for (const node of state.nodes) state.history.add(`node ${node.name}`, node.state === 'gone' ? 0 : node.packets_per_s);
-    for (const row of state.services) state.history.add(`service ${row.name}`, row.traffic.packets_per_s);
+    for (const row of state.services) state.history.add(`service ${row.name}`, row.cluster_traffic.packets_per_s);
   }
   draw();
 }
@@ -110,9 +110,15 @@ function paint() {
   views.nodes.update(state.nodes, state.vips, state.history, state.status?.node);
   views.services.update(state.services, state.backends, state.history);
   updateCounters($('counters'), state.counters);
-  const own = state.status?.node;
-  text($('traffic-hint'), own ? `Rates are those of ${own}, the gateway this page talks to.` : '');
+  text($('traffic-hint'), trafficHint());
   document.title = state.status ? `${live ? '' : '⚠ '}${state.status.cluster} · rainlb` : 'rainlb';
+}
+
+/** Rates are sums over the gateways; said only where some of those in the view have not told theirs. */
+function trafficHint() {
+  const told = state.services[0]?.cluster_traffic.gateways ?? 0;
+  const members = state.status?.view?.members.length ?? 1;
+  return told && told < members ? `Rates are those of ${told} of ${members} gateways: the others have not told theirs.` : '';
 }
 
 function drawAway(live) {

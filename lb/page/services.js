@@ -61,9 +61,9 @@ export class ServicesView {
     up.className = `up ${service.backends_up === service.backend_count ? 'good' : service.backends_up ? 'some' : 'bad'}`;
     block.querySelector('.scroll').hidden = !service.backend_count;
     drawSparkline(block.querySelector('.spark'), history.get(`service ${service.name}`));
-    text(block.querySelector('.rate'), `${scaled(service.traffic.packets_per_s)} packets/s · ${whole(service.traffic.connections_active)} active`);
+    text(block.querySelector('.rate'), `${scaled(service.cluster_traffic.packets_per_s)} packets/s · ${whole(service.cluster_traffic.connections_active)} active`);
     const shown = this.#whole.has(service.name) ? backends : backends.slice(0, ROWS_SHOWN);
-    const most = Math.max(...backends.map((row) => row.traffic.connections_active), 1);
+    const most = Math.max(...backends.map((row) => row.cluster_traffic.connections_active), 1);
     reconcile(block.querySelector('tbody'), shown, (row) => row.name, (row) => this.#row(row), (tr, row) => fillRow(tr, row, most));
     const more = block.querySelector('.all');
     more.hidden = backends.length <= ROWS_SHOWN;
@@ -102,11 +102,11 @@ function fillRow(tr, row, most) {
   attribute(cells[2], 'title', row.reason);
   const weight = cells[3].firstElementChild;
   if (document.activeElement !== weight && weight.value !== String(row.weight)) weight.value = row.weight;
-  text(cells[4], scaled(row.traffic.packets_per_s));
-  text(cells[5], scaled(row.traffic.bits_per_s));
-  text(cells[6], scaled(row.traffic.connections_new_per_s));
-  text(cells[7], whole(row.traffic.connections_active));
-  cells[8].firstElementChild.value = row.traffic.connections_active / most;
+  text(cells[4], scaled(row.cluster_traffic.packets_per_s));
+  text(cells[5], scaled(row.cluster_traffic.bits_per_s));
+  text(cells[6], scaled(row.cluster_traffic.connections_new_per_s));
+  text(cells[7], whole(row.cluster_traffic.connections_active));
+  cells[8].firstElementChild.value = row.cluster_traffic.connections_active / most;
   const toggle = cells[9].firstElementChild;
   toggle.dataset.action = row.drain ? 'undrain' : 'drain';
   text(toggle, row.drain ? 'Undrain' : 'Drain');

@@ -3,13 +3,14 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from netlab import faults
-from netlab.lab import Lab, eventually
+from netlab.lab import Argument, Lab, eventually
 from playwright.sync_api import Page, expect
 
 from tests.page.page_support import chromium, opened_at
@@ -68,6 +69,28 @@ def test_traffic_follows_a_vip_that_is_dragged(lab: Lab, page: Page) -> None:
     eventually(lambda: neighbour(lab) == mac_of(lab, target), 10, "the client's packets go to the new owner")
     assert answers(lab)
     expect(page.locator("#events")).to_contain_text(VIP)
+
+
+def test_rates_of_services_are_those_of_all_gateways(lab: Lab, page: Page) -> None:
+    """Each family's connections come in at the gateway that holds its VIP; every gateway shows both."""
+
+    def told() -> bool:
+        rows = lab.api(WATCHED, "GET", "/v1/services")
+        return all(row["cluster_traffic"]["gateways"] == 3 for row in rows)
+
+    eventually(told, 10, "all gateways have told their rates")
+    load: list[Argument] = ["--connections", 0, "--concurrency", 4, "--pause", 0.02]
+    with lab.traffic("http_load", VIP, 80, *load):
+        rate = page.locator('#services > [data-key="http4"] .rate')
+        expect(rate).not_to_contain_text(re.compile(r"^[0–] packets"), timeout=SETTLED_MS)
+        for gateway in ("gw1", "gw2", "gw3"):
+            eventually(lambda gateway=gateway: is_busy(lab, gateway), 10, f"{gateway} shows the load")  # type: ignore[misc]
+    expect(page.locator("#traffic-hint")).to_be_empty()
+
+
+def is_busy(lab: Lab, gateway: str) -> bool:
+    rows = lab.api(gateway, "GET", "/v1/services")
+    return any(row["name"] == "http4" and (row["cluster_traffic"]["packets_per_s"] or 0) > 50 for row in rows)
 
 
 def test_a_gateway_that_dies_is_shown_at_once(lab: Lab, page: Page) -> None:

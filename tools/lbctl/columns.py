@@ -54,10 +54,10 @@ VIP_COLUMNS = (
     Column("WHY", plain("reason")),
 )
 TRAFFIC_COLUMNS = (
-    Column("PACKETS/S", within("traffic", number("packets_per_s")), right=True),
-    Column("BIT/S", within("traffic", number("bits_per_s")), right=True),
-    Column("NEW/S", within("traffic", number("connections_new_per_s")), right=True),
-    Column("ACTIVE", within("traffic", whole("connections_active")), right=True),
+    Column("PACKETS/S", within("cluster_traffic", number("packets_per_s")), right=True),
+    Column("BIT/S", within("cluster_traffic", number("bits_per_s")), right=True),
+    Column("NEW/S", within("cluster_traffic", number("connections_new_per_s")), right=True),
+    Column("ACTIVE", within("cluster_traffic", whole("connections_active")), right=True),
 )
 SERVICE_COLUMNS = (
     Column("SERVICE", plain("name")),

@@ -74,7 +74,7 @@ def vips(as_json: Json = False) -> None:
 
 
 def services(as_json: Json = False) -> None:
-    """Services with their traffic on this gateway."""
+    """Services with their traffic on all gateways together."""
     hint = "no services; add them with: lbctl apply -f FILE"
     show(client().get("/v1/services"), SERVICE_COLUMNS, as_json=as_json, empty=hint)
 
@@ -83,7 +83,7 @@ def backends(
     service: Annotated[str | None, typer.Argument(autocompletion=complete_service, help="Only this service's.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Backends with their traffic on this gateway."""
+    """Backends with their traffic on all gateways together."""
     rows = [row for row in client().get("/v1/backends") if service in (None, row["service"])]
     if service is not None and not rows:
         raise ApiError("not_found", f"no service '{service}' with backends", remedy="lbctl services lists them")
