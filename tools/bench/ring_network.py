@@ -90,9 +90,17 @@ class Network:
         """The switch's end of a node's cable."""
         return f"p{node}-{link}"
 
-    def cut(self, node: int, link: int = 0) -> None:
-        """Pull a cable at the switch; the node sees its own carrier go as well."""
-        run("ip", "-n", self.namespace(0), "link", "set", self.port(node, link), "down")
+    def cut(self, node: int, link: int = 0) -> float:
+        """Pull a cable at the switch; the node sees its own carrier go as well. When it happened, monotonic seconds.
+
+        Taking an interface down lasts for tens of milliseconds in which frames still pass; a port that the switch
+        disables before passes none from one instant to the next.
+        """
+        switch, port = self.namespace(0), self.port(node, link)
+        run("bridge", "-n", switch, "link", "set", "dev", port, "state", "0")
+        instant = time.monotonic()
+        run("ip", "-n", switch, "link", "set", port, "down")
+        return instant
 
     def mend(self, node: int, link: int = 0) -> None:
         """Plug it in again."""
