@@ -30,6 +30,7 @@ from lb.cluster.ownership import (
 from lb.cluster.ownership_writer import OwnershipWriter
 from lb.cluster.placement import Standing
 from lb.cluster.planned_restart import GRACE_S, LEASE_S, Patience, forget_restart, note_restart, noted_restart
+from lb.cluster.refusals import Refusals
 from lb.cluster.resources import Resources, ResourceState
 from lb.cluster.ring_settings import ring_config
 from lb.cluster.shared_config import SharedStore
@@ -86,6 +87,7 @@ class Cluster:
         self.resources = Resources(node.resources, self._resource_changed)
         self._steering: SteeringTask
         self._loads: LoadMeter
+        self._refusals = Refusals()
         self._workers = worker_pool(node, 2, "cluster")
         self._patience = Patience(self._restart_overdue)
         self._first_view = asyncio.Event()
@@ -196,7 +198,7 @@ class Cluster:
 
     async def _excuse_myself(self) -> None:
         """Ask the others to wait, then let the kernel answer without us."""
-        if self.state.view is None or not self.state.view.serving:
+        if not self.state.serving:
             return
         await self.ring.data.put(f"{RESTART_PREFIX}{self.node}", msgpack.packb(GRACE_S))
         until = time.monotonic() + LEASE_S
@@ -217,6 +219,7 @@ class Cluster:
     def _view(self, view: View) -> None:
         before = self.state.view
         self.state.take_view(view)
+        self.state.shut_out = self._has_left()
         now = self._view_at = time.monotonic()
         self.vips.judging = False
         if self.node in view.joined and self._kept_until <= now:
@@ -235,8 +238,7 @@ class Cluster:
         self._publish(anew=self.node in view.joined)
 
     def _token(self, visit: TokenVisit) -> None:
-        view = self.state.view
-        if view is None or not view.serving or not self.state.complete or self._stopping:
+        if not self.state.serving or not self.state.complete or self._stopping:
             return
         # A lease stretched for a restart is not cut short by the first visits after it.
         self.lease.renew(max(visit.lease_until, self._kept_until))
@@ -349,13 +351,27 @@ class Cluster:
             self.journal.tell(Event("node.ready", "the connection table is complete"))
 
     def _resource_changed(self, resource: ResourceState) -> None:
-        self.ring.set_critical_resource(self.resources.critical_ok)
+        self._judge_critical()
         kind, severity = ("resource.good", "info") if resource.healthy else ("resource.failed", "warning")
         what = "is good" if resource.healthy else "has failed"
         required = "required" if resource.required else "advisory"
         text = f"{required} resource {resource.name} {what}: {resource.detail}"
         self.journal.tell(Event(kind, text, subject=resource.name, severity=severity))
         self._publish()
+
+    def _judge_critical(self) -> None:
+        """Under the policy that asks for it, a gateway without its critical resources leaves the ring. It serves
+        nothing from then on until it is in a view again."""
+        self.ring.set_critical_resource(self.resources.critical_ok)
+        if self._has_left() and not self.state.shut_out:
+            self.state.shut_out = True
+            # At once, whatever the copy of the shared data is worth by now.
+            self.lease.end()
+            self.vips.want(frozenset())
+
+    def _has_left(self) -> bool:
+        ring = self.gateway.node.ring
+        return ring is not None and ring.partition_policy == "critical" and not self.resources.critical_ok
 
     def _links_changed(self, came_up: bool) -> None:
         if came_up:
@@ -384,10 +400,18 @@ class Cluster:
         """What may be due without anything having been said: a move for balance, facts that time changes."""
         while True:
             await asyncio.sleep(TICK_S)
-            self.vips.judging = self.state.complete and time.monotonic() - self._view_at > JUDGE_AFTER_S
+            self._judge_strangers()
             self._publish()
+            for event in self._refusals.take(time.monotonic(), self.ring.stats()):
+                self.journal.tell(event)
             self.state.loads = self.stats.vip_loads(self.state.view.members) if self.state.view is not None else {}
             self._react()
+
+    def _judge_strangers(self) -> None:
+        could, can = self.vips.judging, self.state.complete and time.monotonic() - self._view_at > JUDGE_AFTER_S
+        self.vips.judging = can
+        if can and not could:
+            self.vips.question_all()
 
     # --- showing -----------------------------------------------------------------------------------------------------
 
@@ -400,7 +424,7 @@ class Cluster:
             "number": view.number,
             "group": view.group,
             "members": [self.state.name(node) for node in view.members],
-            "serving": view.serving,
+            "serving": self.state.serving,
             "coordinator": self.state.name(self.state.coordinator),
         }
 

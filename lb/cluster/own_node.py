@@ -58,8 +58,7 @@ class OwnNode:
 
     def standing(self) -> Standing:
         """How fit this gateway is; an operator's drain is shared data of its own and not in here."""
-        view = self._state.view
-        if self._resources.failed or not self._resources.settled or self.stopping or view is None or not view.serving:
+        if self._resources.failed or not self._resources.settled or self.stopping or not self._state.serving:
             return Standing.OUT
         if len(self._up) < len(self._segments):
             return Standing.IMPAIRED
@@ -73,6 +72,8 @@ class OwnNode:
             return f"required resource failed: {', '.join(self._resources.failed)}"
         if not self._resources.settled:
             return "required resources have not been tried yet"
+        if self._state.shut_out:
+            return f"critical resource failed, so it has left the ring: {', '.join(self._resources.critical_failed)}"
         if view is not None and not view.serving:
             return "the partition policy takes this part of the cluster out of service"
         if len(self._up) < len(self._segments):

@@ -145,7 +145,12 @@ class Resources:
     @property
     def critical_ok(self) -> bool:
         """Whether all resources that decide about partitions are good; True where there are none."""
-        return all(self._judges[r.name].healthy is not False for r in self._resources if r.critical)
+        return not self.critical_failed
+
+    @property
+    def critical_failed(self) -> list[str]:
+        """The resources that decide about partitions and are bad."""
+        return [r.name for r in self._resources if r.critical and self._judges[r.name].healthy is False]
 
     def states(self) -> list[ResourceState]:
         """All resources, in the order of the node file."""

@@ -52,6 +52,8 @@ class ClusterState:
         self.node = node
         self.ids = ids
         self.view: View | None = None
+        # This gateway has left the ring because its critical resources failed: the last view is not its any more.
+        self.shut_out = False
         self.holdings: dict[str, Holding] = {}
         self.versions: dict[str, int] = {}
         self.facts: dict[int, NodeFacts] = {}
@@ -77,6 +79,11 @@ class ClusterState:
     def coordinator(self) -> int:
         """The member that plans."""
         return coordinator(self.view.members, self.view.joined) if self.view is not None else 0
+
+    @property
+    def serving(self) -> bool:
+        """Whether this gateway is in a group that may serve."""
+        return self.view is not None and self.view.serving and not self.shut_out
 
     def name(self, node: int) -> str:
         """The node's name, or its number where nobody knows it."""
@@ -111,7 +118,7 @@ class ClusterState:
         }
         return Cluster(
             members=frozenset(view.members) if view is not None else frozenset(),
-            serving=view.serving if view is not None else False,
+            serving=self.serving,
             facts=facts,
             drained=frozenset(self.drained),
             holdings=dict(self.holdings),

@@ -134,6 +134,11 @@ class VipManager:
             if host in self._wanted:
                 self._announce(taken)
 
+    def question_all(self) -> None:
+        """Ask whether hosts outside the cluster use the addresses: what they said before `judging` was not judged."""
+        for host, taken in self._taken.items():
+            self._announcer.question(taken.interface, host)
+
     def links_changed(self) -> None:
         """Links came or went: what could not be placed may be now, and what is on a new link is announced."""
         self.want(self._wanted)

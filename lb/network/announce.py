@@ -223,6 +223,14 @@ class Announcer:
         ]
         self._watch(interface)
 
+    def question(self, interface: str, address: str) -> None:
+        """Ask once more whether somebody else has an address that was announced here."""
+        segment = self._segments.get(interface)
+        if segment is not None and (interface, address) in self._timers:
+            frames = [probe(segment.mac, ip_address(address))]
+            timers = [self._loop.call_later(delay, self._repeat, segment, frames) for delay in PROBE_AFTER_S]
+            self._timers[interface, address] += timers
+
     def stop(self, interface: str, address: str) -> None:
         """Say nothing more about `address`."""
         if (interface, address) in self._timers:
