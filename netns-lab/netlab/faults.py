@@ -109,9 +109,11 @@ def set_loss(lab: Lab, node: str, percent: float, interfaces: Sequence[str] = ()
 
 def loss_chains(port: str, percent: float) -> Iterator[str]:
     below = round(percent / 100 * LOSS_SCALE)
+    # nft refuses a comparison that always holds.
+    chance = f"numgen random mod {LOSS_SCALE} < {below} " if below < LOSS_SCALE else ""
     for hook in ("ingress", "egress"):
         yield f'chain {hook} {{ type filter hook {hook} device "{port}" priority 0; policy accept;'
-        yield f"numgen random mod {LOSS_SCALE} < {below} counter drop"
+        yield f"{chance}counter drop"
         yield "}"
 
 
@@ -122,6 +124,7 @@ def partition(lab: Lab, nodes: Sequence[str], *, one_way: bool = False, segments
     """
     rest = [gateway.name for gateway in lab.gateways if gateway.name not in nodes]
     directions = [(nodes, rest)] if one_way else [(nodes, rest), (rest, nodes)]
+    tables: dict[str, list[str]] = {}
     for senders, receivers in directions:
         macs = [
             build.mac_address(sender, interface.name)
@@ -130,7 +133,11 @@ def partition(lab: Lab, nodes: Sequence[str], *, one_way: bool = False, segments
         ]
         for receiver in receivers:
             for _, switch, port in ports_of(lab, receiver, segments):
-                _replace_table(lab, switch, f"{TABLE_PREFIX}part_{port}", partition_chain(port, macs))
+                text = _table_text(f"{TABLE_PREFIX}part_{port}", partition_chain(port, macs))
+                tables.setdefault(switch, []).append(text)
+    # All of a switch's ports in one step: half a partition is another fault.
+    for switch, texts in tables.items():
+        _nft(lab, switch, "".join(texts))
     remember(lab, f"partition {' '.join(nodes)}{' one-way' if one_way else ''} {' '.join(segments)}".strip())
 
 
@@ -141,12 +148,17 @@ def partition_chain(port: str, macs: Sequence[str]) -> Iterator[str]:
 
 
 def _replace_table(lab: Lab, switch: str, name: str, chains: Iterable[str]) -> None:
+    _nft(lab, switch, _table_text(name, chains))
+
+
+def _table_text(name: str, chains: Iterable[str]) -> str:
+    """What makes a table of that name hold these chains and no others; without chains there is none."""
     table = name.replace("-", "_")
     body = list(chains)
     text = [f"table netdev {table}", f"delete table netdev {table}"]
     if body:
         text += [f"table netdev {table} {{", *body, "}"]
-    _nft(lab, switch, "\n".join(text) + "\n")
+    return "\n".join(text) + "\n"
 
 
 def _nft(lab: Lab, switch: str, text: str) -> None:
@@ -247,8 +259,11 @@ def heal(lab: Lab, nodes: Sequence[str] = ()) -> None:
         lab.inside(name, _set_mtu, [(interface.name, interface.effective_mtu) for interface in node.interfaces])
         if node.role == "gateway" and f"{name}/lbd" in state.load(lab.name).processes:
             lab.daemon(name).signal(signal.SIGCONT)
+    tables: dict[str, list[str]] = {}
     for gateway in lab.gateways:
         for _, switch, port in ports_of(lab, gateway.name):
-            _replace_table(lab, switch, f"{TABLE_PREFIX}part_{port}", ())
+            tables.setdefault(switch, []).append(_table_text(f"{TABLE_PREFIX}part_{port}", ()))
+    for switch, texts in tables.items():
+        _nft(lab, switch, "".join(texts))
     with state.changing(lab.name) as record:
         record.faults = [fault for fault in record.faults if nodes and not set(nodes) & set(fault.split())]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clients of a cluster while it is in trouble: what they run, what they may not notice, and whom they believe."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ DOWNLOADS = 5
 # Each takes about four seconds: it begins before the fault and ends after it.
 DOWNLOAD_BYTES = 4 << 20
 DOWNLOAD_RATE = 1 << 20
+# Where the SYNs of a flood come from.
+FLOOD_NETWORK = "10.128.0.0/9"
 
 
 @dataclass
@@ -102,6 +105,14 @@ def clients(lab: Lab) -> Iterator[Clients]:
 def open_connections(lab: Lab) -> int:
     command = ["ss", "-Htn", "state", "established", f"dst {lab.topology.vip(4)}"]
     return len(lab.run("client", command).stdout.splitlines())
+
+
+def drop_flood() -> None:
+    """What the flood would cost a backend is not the matter here."""
+    rules = (
+        f"table ip flood {{ chain p {{ type filter hook prerouting priority -300; ip saddr {FLOOD_NETWORK} drop; }}; }}"
+    )
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
 
 
 def others(lab: Lab, *names: str) -> list[str]:

@@ -2,7 +2,6 @@
 """One gateway at work: drained, killed, restarted, flooded, its backends dying and returning; nobody notices."""
 
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,10 @@ from netlab import build, faults, gateway_files, namespaces, services, state
 from netlab.lab import Argument, Lab, LabMaker, Traffic, eventually
 from netlab.topology import HTTP_PORT, TOPOLOGIES
 
+from scenarios.clients import drop_flood
+
 HELD_CONNECTIONS = 200
 FLOOD_SOURCES = {"one-gateway": 1_000_000, "routed": 200_000}
-FLOOD_NETWORK = "10.128.0.0/9"
 # On a busy machine even a check each 200 ms takes its time.
 HEALTH_S = 40
 
@@ -112,14 +112,6 @@ def test_a_bad_file_changes_nothing_and_says_where(lab: Lab) -> None:
     assert "bad.toml" in refused.stdout + refused.stderr
     assert "forward" in refused.stdout + refused.stderr
     assert fresh_backends(lab) == {"b1", "b2", "b3"}
-
-
-def drop_flood() -> None:
-    """What the flood would cost a backend is not the matter here."""
-    rules = (
-        f"table ip flood {{ chain p {{ type filter hook prerouting priority -300; ip saddr {FLOOD_NETWORK} drop; }}; }}"
-    )
-    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
 
 
 @pytest.mark.timeout(400)
