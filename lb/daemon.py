@@ -202,7 +202,8 @@ class Daemon:
         )
 
     def _health_child(self) -> Child:
-        command = [sys.executable, "-m", "lb.health", "--control", str(self.node.control_socket)]
+        places = ["--control", str(self.node.control_socket), "--maps", str(self.node.pins / "maps")]
+        command = [sys.executable, "-m", "lb.health", *places]
         return Child("lb-health", command, dies_with_parent=True)
 
     async def _start_children(self) -> None:

@@ -157,6 +157,11 @@ class HealthCheck(Strict):
         "backend's own address. Always the latter for `nat`, for `script`, and where a tunnel changes the IP version.",
         default="vip",
     )
+    signs_per_s_max: Annotated[int, Ge(0), Le(1_000_000)] = described(
+        "More refused connections (`nat`) or ICMP errors (`nat`, `tunnel`) of clients' traffic than this in a second "
+        "count as a failed try, and the next one comes at once; 0: not watched.",
+        default=10,
+    )
     slow_start_s: Annotated[int, Ge(0), Le(3600)] = described(
         "A backend that comes back reaches its full weight over this time.", default=0
     )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The health process: `python -m lb.health --control SOCKET`. Asks lbd what to check and tells it what it found.
+"""The health process: `python -m lb.health --control SOCKET --maps DIRECTORY`.
 
+Asks lbd what to check and tells it what it found.
 Started by lbd as its child; ends with it. Nothing here can delay the ring.
 """
 
@@ -9,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +21,7 @@ from lb.api.problems import ApiProblem
 from lb.configuration.model import HealthCheck, from_plain
 from lb.health.checks import Target
 from lb.health.scheduler import Finding, Scheduler
+from lb.health.signs import SIGNS_INTERVAL_S, SignMeter, SignReader
 
 REPORT_DELAY_S = 0.02
 RETRY_S = 0.5
@@ -28,8 +31,9 @@ TOPIC = "health"
 class HealthProcess:
     """Joins the scheduler with lbd's control socket; survives lbd's restart."""
 
-    def __init__(self, control: ControlClient) -> None:
+    def __init__(self, control: ControlClient, maps: Path) -> None:
         self._control = control
+        self._signs = SignReader(maps)
         self._scheduler = Scheduler(self._found)
         self._unsent: dict[int, Finding] = {}
         self._wake = asyncio.Event()
@@ -38,6 +42,7 @@ class HealthProcess:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_targets())
             tasks.create_task(self._send_findings())
+            tasks.create_task(self._watch_signs())
 
     def _found(self, finding: Finding) -> None:
         self._unsent[finding.backend_id] = finding
@@ -56,6 +61,16 @@ class HealthProcess:
     async def _fetch_targets(self) -> None:
         answer = await self._control.call("health.targets")
         self._scheduler.set_targets(target_from_plain(plain) for plain in answer["targets"])
+
+    async def _watch_signs(self) -> None:
+        meter = SignMeter()
+        while True:
+            await asyncio.sleep(SIGNS_INTERVAL_S)
+            bounds = {number: target.check.signs_per_s_max for number, target in self._scheduler.targets().items()}
+            watched = {number: bound for number, bound in bounds.items() if bound}
+            counts = await asyncio.to_thread(self._signs.read, list(watched)) if watched else {}
+            for backend_id, detail in meter.above(counts, watched, time.monotonic()):
+                self._scheduler.suspect(backend_id, detail)
 
     async def _send_findings(self) -> None:
         while True:
@@ -84,7 +99,7 @@ def target_from_plain(plain: Mapping[str, Any]) -> Target:
     )
 
 
-async def serve(control_socket: Path) -> None:
+async def serve(control_socket: Path, maps: Path) -> None:
     """Check until told to stop (SIGTERM, SIGINT, or lbd's end where the kernel tells us)."""
     main = asyncio.current_task()
     assert main is not None
@@ -92,13 +107,15 @@ async def serve(control_socket: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, main.cancel)
     with contextlib.suppress(asyncio.CancelledError):
-        await HealthProcess(ControlClient(control_socket)).run()
+        await HealthProcess(ControlClient(control_socket), maps).run()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="lb-health", description="Checks the backends this gateway is to check.")
     parser.add_argument("--control", type=Path, required=True, help="lbd's control socket")
-    asyncio.run(serve(parser.parse_args().control))
+    parser.add_argument("--maps", type=Path, required=True, help="directory of the packet path's pinned maps")
+    options = parser.parse_args()
+    asyncio.run(serve(options.control, options.maps))
     return 0
 
 

@@ -6,6 +6,7 @@ one waited for it is measured, so that an overloaded checker shows itself instea
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -39,7 +40,10 @@ class Scheduler:
         self._targets: dict[int, Target] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._findings: dict[int, Finding] = {}
+        self._judges: dict[int, Judge] = {}
+        self._hurried: dict[int, asyncio.Event] = {}
         self.tries = 0
+        self.suspicions = 0
         self.waited_ms_max = 0.0
 
     def set_targets(self, targets: Iterable[Target]) -> None:
@@ -48,10 +52,27 @@ class Scheduler:
         for backend_id in [known for known, target in self._targets.items() if wanted.get(known) != target]:
             self._tasks.pop(backend_id).cancel()
             self._findings.pop(backend_id, None)
+            del self._judges[backend_id], self._hurried[backend_id]
         for backend_id, target in wanted.items():
             if backend_id not in self._tasks:
+                self._judges[backend_id] = Judge(target.check.rise, target.check.fall)
+                self._hurried[backend_id] = asyncio.Event()
                 self._tasks[backend_id] = asyncio.create_task(self._watch(target), name=f"check {target.name}")
         self._targets = wanted
+
+    def suspect(self, backend_id: int, detail: str) -> None:
+        """Something else than a check speaks against a backend: counted as a failed try, and the next comes at once.
+
+        Nothing before the first try: signs alone condemn nobody.
+        """
+        if backend_id in self._findings:
+            self.suspicions += 1
+            self._observe(self._targets[backend_id], self._judges[backend_id], Outcome(False, detail), 0.0)
+            self._hurried[backend_id].set()
+
+    def targets(self) -> dict[int, Target]:
+        """What is checked, by backend."""
+        return dict(self._targets)
 
     def findings(self) -> list[Finding]:
         """All that is known now: sent again whenever lbd was away."""
@@ -63,7 +84,7 @@ class Scheduler:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _watch(self, target: Target) -> None:
-        judge = Judge(target.check.rise, target.check.fall)
+        judge, hurried = self._judges[target.backend_id], self._hurried[target.backend_id]
         interval_s = target.check.interval_ms / 1000
         # The first round is spread over a quarter of the interval: known soon, but not all in one instant.
         await asyncio.sleep(self._rng.random() * interval_s / 4)
@@ -72,7 +93,10 @@ class Scheduler:
             outcome, latency_ms = await self._try(target)
             self._observe(target, judge, outcome, latency_ms)
             pause = interval_s * (1 + JITTER * (2 * self._rng.random() - 1)) - (time.monotonic() - began)
-            await asyncio.sleep(max(0.0, pause))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, pause)):
+                    await hurried.wait()
+            hurried.clear()
 
     async def _try(self, target: Target) -> tuple[Outcome, float]:
         asked = time.monotonic()

@@ -112,3 +112,28 @@ def test_what_is_attached_for_it_goes_with_the_last_check(lab: Lab) -> None:
     lab.apply("gw1", lab.directory / "cluster.toml")
     eventually(lambda: programs() == "", what="the checks' programs are taken off")
     assert "clsact" not in lab.run("gw1", ["tc", "qdisc", "show", "dev", "eth0"]).stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# signs in clients' traffic
+
+SLOW: dict[str, str | int | bool] = {"kind": "http", "interval_ms": 20_000, "timeout_ms": 500, "fall": 3}
+
+
+def test_a_backend_that_refuses_clients_is_down_long_before_its_next_check(make_lab: LabMaker) -> None:
+    """With a check each 20 s and three failures to fall, resets in clients' traffic make it a matter of seconds."""
+    lab: Lab = make_lab("routed")
+    gateway_files.add_health(lab.directory / "slow.toml", lab.topology, "http4", SLOW)
+    lab.apply("gw1", lab.directory / "slow.toml")
+
+    def states_now() -> dict[str, tuple[str, str]]:
+        rows = lab.api("gw1", "GET", "/v1/backends")
+        return {row["name"]: (row["state"], row["reason"]) for row in rows if row["service"] == "http4"}
+
+    # The first checks are spread over a quarter of the interval.
+    eventually(lambda: all("status 200" in reason for _, reason in states_now().values()), 30, "all were checked once")
+    lab.stop("b2/nginx")
+    with lab.traffic("http_load", lab.topology.vip(4), HTTP_PORT, "--connections", 0, "--concurrency", 8):
+        eventually(lambda: states_now()["b2"][0] == "down", 25, "the refusing backend is down")
+    found = states_now()
+    assert (found["b1"][0], found["b3"][0]) == ("up", "up"), found

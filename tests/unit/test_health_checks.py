@@ -179,3 +179,23 @@ async def test_two_thousand_checks_are_all_made() -> None:
     assert all(finding.alive for finding in found.values())
     assert len(scheduler.findings()) == 2000
     await scheduler.stop()
+
+
+async def test_a_suspicion_counts_as_a_failed_try_and_brings_the_next_at_once() -> None:
+    found: list[Finding] = []
+    scheduler = Scheduler(found.append, rng=random.Random(1))
+    async with http_server(http_answer("200 OK")) as port:
+        slow = target("http", port, interval_ms=400, timeout_ms=400, fall=2)
+        scheduler.suspect(1, "not checked yet: nothing happens")
+        scheduler.set_targets([slow])
+        await until(lambda: bool(found))
+        tries, began = scheduler.tries, asyncio.get_running_loop().time()
+        scheduler.suspect(1, "many refused")
+        assert scheduler.findings()[0].alive, "one sign condemns nobody"
+        await until(lambda: scheduler.tries > tries)
+        assert asyncio.get_running_loop().time() - began < 0.2, "the next try did not wait for its time"
+        await until(lambda: scheduler.findings()[0].detail == "status 200")
+    scheduler.suspect(1, "many refused")
+    await until(lambda: len(found) > 1)
+    assert (found[-1].alive, scheduler.suspicions) == (False, 2)
+    await scheduler.stop()
