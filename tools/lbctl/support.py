@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import tarfile
 import time
@@ -71,8 +72,6 @@ def process_checks() -> list[dict[str, Any]]:
 
 
 def _accepts(path: Path) -> bool:
-    import socket
-
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1)
         try:
@@ -119,13 +118,13 @@ def doctor(
 
 
 def network_interfaces() -> list[str]:
-    base = Path("/sys/class/net")
-    return sorted(path.name for path in base.iterdir() if path.name != "lo") if base.is_dir() else []
+    """Of this network namespace: /sys may show another one's."""
+    return sorted(name for _, name in socket.if_nameindex() if name != "lo")
 
 
 def detach_without_daemon() -> dict[str, Any]:
     """Takes our program off every interface of this network namespace and removes the pins. Raises ApiError."""
-    from ebpf import loader
+    from ebpf import loader, probe_path
 
     if os.geteuid() != 0:
         raise ApiError("denied", "detaching without the daemon needs root", remedy="sudo lbctl detach")
@@ -137,6 +136,7 @@ def detach_without_daemon() -> dict[str, Any]:
     freed = []
     for directory in nodes:
         freed += [name for name in network_interfaces() if loader.detach(name, directory)]
+        probe_path.detach(network_interfaces(), directory)
         loader.remove(directory)
     text = f"detached from {', '.join(freed)}" if freed else "was attached to no interface here"
     return {"message": f"{text}; pins removed", "interfaces": freed}
