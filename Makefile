@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 SEEDS ?= 2000
 
-.PHONY: setup demo test lint types unit packet sim sim-nightly page lab bench fuzz install deb clean
+.PHONY: setup demo test lint types unit packet sim sim-nightly page lab package bench fuzz install deb clean
 
 setup:
 	@./tools/setup.sh
@@ -38,6 +38,9 @@ page: setup
 
 lab: setup
 	$(PY) -m pytest -q netns-lab/scenarios
+
+package: setup
+	$(PY) -m pytest -q tests/package
 
 fuzz: setup
 	$(PY) -m tests.fuzz.configuration --count 100000
