@@ -45,6 +45,8 @@ class Record:
         self.identity = identity
         self.view: View | None = None
         self.key: ViewKey = ()
+        self.path: set[ViewKey] = set()
+        """The views it has gone through since it last started over."""
         self.next_position = -1
         self.digest = 0
         self.count = 0
@@ -118,8 +120,10 @@ class Checkers:
             # It starts over with the group's state; what it delivered before belongs to a history that is given up.
             record.seen.clear()
             record.newest.clear()
+            record.path.clear()
         record.view = view
         record.key = view_key(view)
+        record.path.add(record.key)
         record.next_position = view.position + 1
         record.digest = record.count = 0
 
@@ -165,8 +169,9 @@ class Checkers:
         before = set(zip(record.view.members, record.view.incarnations, strict=True))
         for other in living:
             theirs = other.node.view
-            # A node that lags may come to a view the other has left behind: what counts is going on from its view.
-            trusting = theirs is not None and record.identity[0] in theirs.members and theirs.number < view.number
+            # What counts is going on from the other's view. A node that lags may come to one the other has left behind;
+            # and the other may have invited this node into a group of which it has never been.
+            trusting = theirs is not None and view_key(theirs) in record.path
             if (
                 trusting
                 and other.identity in before
