@@ -88,7 +88,8 @@ class Cluster:
         self._steering: SteeringTask
         self._loads: LoadMeter
         self._refusals = Refusals()
-        self._workers = worker_pool(node, 2, "cluster")
+        # For the steering table, for the tables prepared for the next departure, and for the load meter.
+        self._workers = worker_pool(node, 3, "cluster")
         self._patience = Patience(self._restart_overdue)
         self._first_view = asyncio.Event()
         self._owns_nothing = asyncio.Event()

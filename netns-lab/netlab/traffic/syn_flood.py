@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from netlab.traffic.common import announce_ready
+
 BATCH = 1024
 BUFFER_BYTES = 16 << 20
 SYN = 0x02
@@ -168,6 +170,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--per-second", type=float, default=0, help="0: as fast as it goes")
     options = parser.parse_args()
+    announce_ready()
     report = flood(options.device, options.mac, options.vip, options.port, options.count, options.per_second)
     json.dump(report, sys.stdout)
     sys.stdout.write("\n")

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to a cluster while much is asked of it: a join among 100,000 connections, floods during a takeover."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from netlab import build, cluster, connections, faults
+from netlab.lab import Argument, Lab, LabMaker, eventually
+from netlab.topology import HTTP_PORT, RING_PORT
+
+from scenarios.clients import answered, drop_flood, others
+
+CONNECTIONS = 100_000
+HELD_CONNECTIONS = 100
+FLOOD_SYNS = 1_000_000
+FORGED_PER_S = 5_000
+JOIN_S_MAX = 40.0
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: LabMaker) -> Lab:
+    made: Lab = make_lab("three-gateways")
+    cluster.settle(made)
+    return made
+
+
+@pytest.fixture
+def whole(lab: Lab) -> Iterator[Lab]:
+    cluster.settle(lab)
+    yield lab
+    cluster.revive(lab)
+
+
+def losses(lab: Lab, node: str, since: float) -> list[str]:
+    """What a gateway has noted of members that left, since an instant (Unix seconds)."""
+    events = lab.api(node, "GET", "/v1/events?limit=500")
+    return [
+        event["message"]
+        for event in events
+        if event["kind"] == "view.changed" and event["time"] >= since and "left:" in event["message"]
+    ]
+
+
+def test_a_gateway_joins_among_a_hundred_thousand_connections(whole: Lab) -> None:
+    joiner, vip = "gw3", whole.topology.vip(4)
+    present = others(whole, joiner)
+    faults.signal_daemon(whole, joiner, "kill")
+    whole.run(joiner, ["lbd", "--config", str(whole.directory / joiner / "node.toml"), "--remove"])
+    cluster.wait_for_members(whole, present)
+    cluster.wait_for_owners(whole, present, but=[joiner])
+    connections.make(whole, present, CONNECTIONS, vip, HTTP_PORT)
+    began, samples = time.time(), 0
+    whole.start_daemon(joiner, wait=False)
+    while (seen := cluster.state_of(whole, joiner, present[0])) != "in_service":
+        # Neither an address nor a share of new connections before its table is complete.
+        entitled = set(cluster.owners(whole, but=[joiner]).values()) | connections.sharing(whole, present[0])
+        if cluster.state_of(whole, joiner, present[0]) == seen:
+            assert joiner not in entitled, seen
+        samples += 1
+        assert time.time() < began + JOIN_S_MAX, f"{joiner} is still {seen}"
+    assert samples
+    cluster.settle(whole)
+    eventually(lambda: joiner in connections.sharing(whole, present[0]), 10, "the joiner has its share")
+    assert connections.digest(whole, present[0])[0] >= CONNECTIONS
+    eventually(lambda: connections.digest(whole, joiner) == connections.digest(whole, present[0]), 15)
+    # Nobody was taken for dead while the table travelled.
+    assert losses(whole, present[0], began) == []
+
+
+@pytest.mark.timeout(300)
+def test_floods_during_a_takeover_change_nothing(whole: Lab) -> None:
+    """A million SYNs to those who take over, forged datagrams at the ring, and the owner dies meanwhile."""
+    vip = whole.topology.vip(4)
+    victim = cluster.owner(whole, vip)
+    survivors = others(whole, victim)
+    for backend in whole.topology.of_role("backend"):
+        whole.inside(backend.name, drop_flood)
+    ring = [f"{gateway.address('outside', 4)}:{RING_PORT}" for gateway in whole.gateways]
+    forged: list[Argument] = [*ring, "--cluster", whole.name, "--per-second", FORGED_PER_S]
+    options: list[Argument] = ["--connections", HELD_CONNECTIONS, "--concurrency", HELD_CONNECTIONS, "--requests", 0]
+    began = time.time()
+    with ExitStack() as stack:
+        held = stack.enter_context(whole.traffic("http_load", vip, HTTP_PORT, *options, "--interval", 0.2))
+        eventually(lambda: open_connections(whole) >= HELD_CONNECTIONS, what="the held connections are open")
+        strangers = stack.enter_context(whole.traffic("forged", *forged))
+        # As if a member had written them.
+        twins = stack.enter_context(whole.traffic("forged", *forged, "--source", ring[0], "--seed", 2))
+        floods = [
+            stack.enter_context(
+                whole.traffic(
+                    "syn_flood", "eth0", build.mac_address(name, "eth0"), vip, HTTP_PORT, "--count", FLOOD_SYNS // 2
+                )
+            )
+            for name in survivors
+        ]
+        faults.signal_daemon(whole, victim, "kill")
+        cluster.wait_for_owners(whole, survivors, but=[victim])
+        for flood in floods:
+            flood.wait(240)
+        assert eventually(lambda: answered(whole, 100), 10)
+        assert all(len(losses(whole, name, began)) == 1 for name in survivors), "more than the dead one was excluded"
+    assert (held.report["failed"], held.report["lost_connections"]) == (0, 0), held.report
+    assert sum(flood.report["sent"] for flood in floods) == FLOOD_SYNS
+    assert min(strangers.report["sent"], twins.report["sent"]) > FORGED_PER_S
+    for name in survivors:
+        assert cluster.members(whole, name) == set(survivors)
+
+
+def open_connections(lab: Lab) -> int:
+    command = ["ss", "-Htn", "state", "established", f"dport = :{HTTP_PORT}"]
+    return len(lab.run("client", command).stdout.splitlines())
