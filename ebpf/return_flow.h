@@ -105,6 +105,16 @@ INLINE u32 adopt_answer(const struct settings *s, struct work *w)
     return GO_ON;
 }
 
+// Whether the gateway itself speaks with the backend: its health check, for one.
+INLINE bool is_to_gateway(struct work *w)
+{
+    struct address_entry *entry;
+
+    copy_address(w->address.address, w->key.destination);
+    entry = addresses.lookup(&w->address);
+    return entry && (entry->flags & ADDRESS_OWN);
+}
+
 // LEAVE: nothing known of such a connection.
 INLINE u32 return_flow(const struct settings *s, struct work *w)
 {
@@ -133,6 +143,8 @@ INLINE u32 return_flow(const struct settings *s, struct work *w)
             return use_first_answer(s, w, service, c);
         candidate = t->nat_next;
     }
+    if (service && is_to_gateway(w))
+        return LEAVE;
     if (service && (service->flags & SERVICE_STEERED) && (s->flags & SETTING_STEERING) &&
         belongs_elsewhere(s, w, steering_node(s, w, w->key.destination, w->key.destination_port)))
         return GO_STEER;

@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from netlab import gateway_files
+from netlab import cluster, gateway_files
 from netlab.lab import Lab, LabMaker, eventually
 from netlab.topology import ECHO_PORT, FAMILIES, HTTP_PORT, TOPOLOGIES, Family, Service
 
@@ -137,3 +137,26 @@ def test_a_backend_that_refuses_clients_is_down_long_before_its_next_check(make_
         eventually(lambda: states_now()["b2"][0] == "down", 25, "the refusing backend is down")
     found = states_now()
     assert (found["b1"][0], found["b3"][0]) == ("up", "up"), found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# in a cluster
+
+
+def test_every_gateway_of_a_cluster_can_check_nat_backends(make_lab: LabMaker) -> None:
+    """A backend's answers to a gateway's own check belong to that gateway, whatever the steering table says."""
+    lab: Lab = make_lab("three-gateways")
+    cluster.settle(lab)
+    gateway_files.add_health(lab.directory / "checked.toml", lab.topology, "http4", {"kind": "http", **QUICK})
+    lab.apply("gw1", lab.directory / "checked.toml")
+
+    def conditions() -> set[tuple[str, str]]:
+        rows = lab.api("gw1", "GET", "/v1/backends")
+        return {(row["state"], row["reason"]) for row in rows if row["service"] == "http4"}
+
+    # One more than half of the checkers must fail for a backend to be down: all of them shall succeed.
+    eventually(lambda: conditions() == {("up", "status 200")}, HEALTH_S, "all backends were found alive")
+    with pytest.raises(AssertionError):
+        eventually(lambda: conditions() != {("up", "status 200")}, 3, "a check fails")
+    dead = [event for event in lab.api("gw1", "GET", "/v1/events?limit=200") if event["kind"] == "backend.dead"]
+    assert dead == []

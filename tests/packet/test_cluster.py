@@ -339,6 +339,18 @@ def test_an_answer_of_an_unknown_connection_says_itself_which_it_is(cluster: g.G
     assert (cluster.connection(key) is not None) == (flags in ("A", "PA"))
 
 
+@pytest.mark.parametrize("owner", [g.NODE, PEER])
+@pytest.mark.parametrize("flags", ["SA", "A", "FA", "RA"])
+def test_what_a_backend_says_to_the_gateway_itself_is_no_answer(cluster: g.Gateway, flags: str, owner: int) -> None:
+    """A health check's connection, from an address that no client has: neither steered nor translated."""
+    routed_cluster(cluster)
+    steer_all_to(cluster, owner)
+    cluster.put_address(CLIENT4, AddressFlag.OWN)
+    sent = bytes(backend_answer(2000, flags))
+    assert cluster.run(sent) == (Verdict.PASS, sent)
+    assert cluster.reasons() == {"PASS_OWN_ADDRESS": 1}
+
+
 def test_a_late_answer_of_another_backend_is_dropped(cluster: g.Gateway) -> None:
     """The client's port has gone on to another connection."""
     routed_cluster(cluster)

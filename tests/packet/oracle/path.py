@@ -608,6 +608,8 @@ class Walk:
             if self.known_answer(service, candidate, key):
                 return service, target
             candidate = target.nat_next
+        if p.destination in self.world.own:
+            return None
         if service is not None and service.flags & ServiceFlag.STEERED:
             node = self.steering_node(p.destination, p.destination_port)
             if self.belongs_elsewhere(node):
