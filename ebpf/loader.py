@@ -232,8 +232,11 @@ def _own_program_ids(node_directory: Path) -> set[int]:
 
 def _is_ours(present: Attachment, node_directory: Path) -> bool:
     # By name, too: a program can outlive its pins (a bpffs unmounted under it), and must stay replaceable then.
-    if present.program in _own_program_ids(node_directory):
-        return True
+    return present.program in _own_program_ids(node_directory) or is_packet_path(present)
+
+
+def is_packet_path(present: Attachment) -> bool:
+    """Whether what runs on an interface is the packet path of some node, by its name."""
     try:
         fd = libbpf.program_fd_by_id(present.program)
     except OSError:

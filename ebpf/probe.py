@@ -155,8 +155,15 @@ def _interface(name: str) -> Check:
         supported = error.errno not in (errno.EOPNOTSUPP, errno.EINVAL)
         return Check(label, supported, True, f"XDP cannot be asked for: {error}", "the kernel needs XDP support")
     driver = driver_of(name)
-    running = f"XDP program {present.program} ({present.mode})" if present.program else "no XDP program"
-    return Check(label, True, True, f"driver {driver}, {running}")
+    if not present.program:
+        return Check(label, True, True, f"driver {driver}, no XDP program")
+    running = f"driver {driver}, XDP program {present.program} ({present.mode})"
+    if loader.is_packet_path(present):
+        return Check(label, True, True, running)
+    # Advice only: it may be an interface that the node file does not name.
+    return Check(
+        label, False, False, f"{running} of somebody else", f"ip link set dev {name} xdp off, if it is to serve"
+    )
 
 
 def driver_of(interface: str) -> str:

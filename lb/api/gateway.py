@@ -2,6 +2,7 @@
 """What the handlers work with: the way to lbd, the way to the pinned maps, the audit log, the live stream."""
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from lb.api.hub import Hub
 from lb.api.problems import ApiProblem
 from lb.api.sampler import Sampler
 from lb.api.settings import Settings
+
+log = logging.getLogger("lb.api")
 
 
 @dataclass
@@ -57,4 +60,9 @@ class Gateway:
     async def record(
         self, identity: Identity, action: str, params: dict[str, Any], outcome: str, took_ms: float
     ) -> None:
-        await asyncio.to_thread(self.audit.write, identity, action, params, outcome, took_ms)
+        """A line of the audit log. Where it cannot be written, the journal has it: what was done is done."""
+        try:
+            await asyncio.to_thread(self.audit.write, identity, action, params, outcome, took_ms)
+        except OSError as error:
+            text = "audit log %s cannot be written (%s): make room; it would say: %s by %s from %s: %s"
+            log.error(text, self.audit.path, error.strerror, action, identity.who, identity.origin, outcome)

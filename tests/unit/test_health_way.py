@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ebpf import libbpf, loader, probe_path, source, traffic_control
+from ebpf.probe import probe
 from ebpf.traffic_control import Side
 from lb.configuration.model import Backend, ClusterConfig, HealthCheck, Service
 from lb.health.board import HealthBoard, reaches_vip
@@ -105,3 +106,15 @@ def test_it_comes_and_goes_beside_programs_of_others(node: Path, link: str) -> N
 
 def filters(link: str) -> str:
     return subprocess.run(f"tc filter show dev {link} egress".split(), capture_output=True, text=True).stdout
+
+
+def test_doctor_tells_a_program_of_somebody_else_from_the_packet_path(node: Path, link: str) -> None:
+    ifindex = socket.if_nametoindex(link)
+    program = libbpf.object_get(loader.load_pass_all(node))
+    libbpf.xdp_attach(ifindex, program, libbpf.XDP_FLAGS_SKB)
+    (found,) = [check for check in probe([link]) if check.name == f"interface {link}"]
+    assert (found.ok, found.required) == (False, False)
+    assert "of somebody else" in found.detail
+    libbpf.xdp_attach(ifindex, -1, libbpf.XDP_FLAGS_SKB)
+    (found,) = [check for check in probe([link]) if check.name == f"interface {link}"]
+    assert found.ok

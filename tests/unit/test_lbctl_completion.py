@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tools.lbctl.completion import SHELLS, script
+from tools.lbctl.output import console
 
 PROBE = 'source {file}; COMP_WORDS=(lbctl dr); COMP_CWORD=1; _lbctl_completion lbctl; echo "${{COMPREPLY[@]}}"'
 
@@ -39,3 +40,9 @@ def test_another_shell_is_refused() -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert "bash, zsh, fish" in done.stderr
+
+
+def test_addresses_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Between colons an address may look like the name of a picture."""
+    console().print("VIP fd00:2::100 and 2001:db8::100:1")
+    assert capsys.readouterr().out.strip() == "VIP fd00:2::100 and 2001:db8::100:1"

@@ -38,7 +38,8 @@ def console(*, to_stderr: bool = False) -> "Console":
     stream = sys.stderr if to_stderr else sys.stdout
     # Into a pipe nothing is cut or wrapped: grep and awk want whole lines.
     width = None if stream.isatty() else WIDTH_OF_A_PIPE
-    return Console(file=stream, width=width, highlight=False, markup=True, soft_wrap=False)
+    # No pictures for what stands between colons: fd00:2::100 is an address.
+    return Console(file=stream, width=width, highlight=False, markup=True, emoji=False, soft_wrap=False)
 
 
 def print_json(document: Any) -> None:
