@@ -47,7 +47,10 @@ class Peering:
 
 def peering(cluster: Cluster, node: int, links: Iterable[LocalLink]) -> Peering:
     """What follows from the cluster's state for this gateway."""
-    members = frozenset(working_nodes(cluster))
+    # Where nobody may serve, each is left to itself: with steering off, answers of connections that it was not told of
+    # would leave untranslated, and their clients would reset them.
+    members = frozenset(working_nodes(cluster)) or frozenset({node})
+    sharing = tuple(steering_nodes(cluster)) or (node,)
     facts = {number: cluster.facts.get(number, NodeFacts()) for number in sorted(cluster.members)}
     paths, macs = [], []
     for number, fact in facts.items():
@@ -58,7 +61,7 @@ def peering(cluster: Cluster, node: int, links: Iterable[LocalLink]) -> Peering:
                 macs.append((mac, number))
                 paths += [(link.index, number, mac, link.mac) for link in links if link.segment == segment]
     tunnels = tuple((number, fact.tunnel_address) for number, fact in facts.items() if fact.tunnel_address)
-    return Peering(members, tuple(steering_nodes(cluster)), tunnels, tuple(paths), tuple(macs))
+    return Peering(members, sharing, tunnels, tuple(paths), tuple(macs))
 
 
 def steering_slots(sharing: Iterable[int], before: Array | None) -> Array:

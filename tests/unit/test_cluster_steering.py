@@ -54,6 +54,16 @@ def test_a_joiner_gets_no_share_before_its_table_is_complete() -> None:
     assert peering(state, 2, LINKS).sharing == (1,)
 
 
+@pytest.mark.parametrize("serving", [True, False])
+def test_where_nobody_may_serve_each_gateway_is_left_to_itself(serving: bool) -> None:
+    """Steering is not turned off: with it would go what is done about answers of unknown connections."""
+    out = {number: facts(number, Standing.OUT) for number in (1, 2)}
+    state = cluster(1, 2, facts=out if serving else {1: facts(1), 2: facts(2)}, serving=serving)
+    for node in (1, 2):
+        made = peering(state, node, LINKS)
+        assert (made.sharing, made.members) == ((node,), {node})
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
 def test_shares_are_even_and_little_moves(count: int) -> None:
     nodes = range(1, count + 1)
