@@ -30,12 +30,13 @@ from tools.lbctl.output import (
     within,
 )
 from tools.lbctl.session import Json, client, complete_node, complete_service
+from tools.lbctl.trouble import troubles
 
 PAGE_ROWS = 10_000
 
 
 def status(as_json: Json = False) -> None:
-    """This gateway at a glance."""
+    """This gateway at a glance, and what is wrong in the cluster."""
     found = client().get("/v1/status")
     if as_json:
         print_json(found)
@@ -61,6 +62,9 @@ def status(as_json: Json = False) -> None:
     out = console()
     for name, text in lines:
         out.print(f"[bold]{name:>13}[/]  {text}")
+    rows = [client().get(f"/v1/{kind}") for kind in ("nodes", "vips", "services", "backends")]
+    for text in [f"[yellow]{escaped(each)}[/]" for each in troubles(*rows)] or ["[green]none[/]"]:
+        out.print(f"[bold]{'trouble':>13}[/]  {text}")
 
 
 def nodes(as_json: Json = False) -> None:
