@@ -131,7 +131,14 @@ def asking(lab: Lab) -> list[str]:
 
 
 def assert_one_owner_each(lab: Lab) -> None:
-    """All gateways name the same owners, only these answer on the wire, and the client's neighbour table agrees."""
+    """All gateways name the same owners, only these answer on the wire, and the client's neighbour table agrees.
+
+    An address may still be handed on when this begins.
+    """
+    eventually(lambda: _is_one_owner_each(lab), 10, "one owner each")
+
+
+def _is_one_owner_each(lab: Lab) -> bool:
     views = [cluster.owners(lab, but=others(lab, gateway.name)) for gateway in lab.gateways]
     assert all(view == views[0] for view in views), views
     vips = [lab.topology.vip(family) for family in FAMILIES]
@@ -140,6 +147,7 @@ def assert_one_owner_each(lab: Lab) -> None:
         owner = build.mac_address(cluster.owner(lab, vip), "eth0")
         assert [run["mac"] for run in claims[vip]] == [owner], f"{vip}: {claims[vip]}"
     assert neighbour(lab, vips[0]) == build.mac_address(cluster.owner(lab, vips[0]), "eth0")
+    return True
 
 
 def neighbour(lab: Lab, address: str) -> str:
