@@ -183,6 +183,12 @@ INLINE bool is_mapped(const __be32 *address)
     return address[0] == 0 && address[1] == 0 && address[2] == MAPPED_PREFIX;
 }
 
+// Multicast and the reserved rest above it: nobody's own address.
+INLINE bool is_group(const __be32 *address)
+{
+    return is_mapped(address) ? bpf_ntohl(address[3]) >= 0xe0000000 : (bpf_ntohl(address[0]) >> 24) == 0xff;
+}
+
 INLINE void set_mapped(__be32 *address, __be32 v4)
 {
     address[0] = 0;

@@ -114,9 +114,9 @@ INLINE bool is_group_or_link_local(const __be32 *address)
     if (is_mapped(address)) {
         u32 v4 = bpf_ntohl(address[3]);
 
-        return v4 >= 0xe0000000 || (v4 >> 16) == 0xa9fe;
+        return is_group(address) || (v4 >> 16) == 0xa9fe;
     }
-    return (bpf_ntohl(address[0]) >> 24) == 0xff || (bpf_ntohl(address[0]) >> 22) == 0xfe80 >> 6;
+    return is_group(address) || (bpf_ntohl(address[0]) >> 22) == 0xfe80 >> 6;
 }
 
 INLINE bool is_own(struct work *w, const __be32 *address)

@@ -35,7 +35,8 @@ INLINE void hop_of_target(struct next_hop *hop, const struct target *t)
     copy_mac(hop->source_mac, t->source_mac);
 }
 
-// The kernel's routing table; 0 or its BPF_FIB_LKUP_RET_* code (negative: refused).
+// The kernel's routing table; 0 or its BPF_FIB_LKUP_RET_* code (negative: refused). Nothing is forwarded to a group:
+// only a forged source makes one a client, and what the kernel says of groups changes with who has joined them.
 INLINE int ask_route(struct xdp_md *ctx, struct work *w, const __be32 *source, const __be32 *destination, u16 length,
                      struct next_hop *hop)
 {
@@ -43,6 +44,10 @@ INLINE int ask_route(struct xdp_md *ctx, struct work *w, const __be32 *source, c
     int answer;
 
     __builtin_memset(route, 0, sizeof(*route));
+    if (is_group(destination)) {
+        __builtin_memset(hop, 0, sizeof(*hop));
+        return BPF_FIB_LKUP_RET_NOT_FWDED;
+    }
     if (is_mapped(destination)) {
         route->family = FAMILY_IPV4;
         route->ipv4_src = source[3];

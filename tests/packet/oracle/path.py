@@ -469,6 +469,8 @@ class Walk:
         """Interface and MAC of the next hop; an empty interface where the kernel keeps the packet for itself."""
         mapped = destination.startswith(MAPPED)
         address = ipaddress.ip_address(destination[12:] if mapped else destination)
+        if address.is_multicast or (mapped and destination[12] >= 0xF0):
+            return "", None
         for network, egress, mac in self.world.routes:
             if address.version == network.version and address in network:
                 return egress, mac
