@@ -155,8 +155,12 @@ INLINE u32 open_connection(const struct settings *s, struct work *w, const struc
         remember_first(s, w, service);
     else if (!(w->tcp_flags & TCP_RST)) {
         establish(s, w, service);
-        if (!(w->tcp_flags & (TCP_SYN | TCP_FIN)) &&
-            !(w->flags & (WORK_DRY | WORK_MAYBE_ANSWER)))
+        if (w->flags & (WORK_DRY | WORK_MAYBE_ANSWER))
+            return GO_ON;
+        // What was remembered, that another node has the flow, is over in either case.
+        if (w->tcp_flags & (TCP_SYN | TCP_FIN))
+            forget_flow(s, w);
+        else
             remember_flow(s, w->hash, target, local ? RECENT_LOCAL : 0);
     }
     return GO_ON;
