@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from lb import __version__
 from lb.background import Background
+from lb.configuration.advice import Network
 from lb.configuration.model import ClusterConfig
 from lb.configuration.node import NodeConfig
 from lb.configuration.store import ConfigStore, FileStore
@@ -56,6 +57,8 @@ class Gateway:
         self.engine: PacketEngine
         self.driver: EngineDriver
         self.neighbours: Neighbours
+        # By segment, the networks in which this gateway has an address of its own.
+        self.networks: dict[str, set[Network]] = {segment: set() for segment in node.segments}
         # What the last sweep over the connections found.
         self.census = Census()
         # The event loop's worst delay of late, in seconds.

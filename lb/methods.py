@@ -11,6 +11,7 @@ from typing import Any
 
 from lb import __version__
 from lb.configuration import validate
+from lb.configuration.advice import advice
 from lb.configuration.change import Change, IdentitiesExhausted, diff
 from lb.configuration.document import document, toml_text
 from lb.configuration.model import Backend, ClusterConfig, Service
@@ -26,8 +27,8 @@ EVENT_LIMIT_MAX = 10_000
 NEXT_HOPS_SECONDS = 0.3
 CHANGES_IN_EVENT_MAX = 5
 FORWARDING = {
-    "IPv4": Path("/proc/sys/net/ipv4/ip_forward"),
-    "IPv6": Path("/proc/sys/net/ipv6/conf/all/forwarding"),
+    4: Path("/proc/sys/net/ipv4/ip_forward"),
+    6: Path("/proc/sys/net/ipv6/conf/all/forwarding"),
 }
 Params = dict[str, Any]
 
@@ -280,29 +281,8 @@ def _plain(changes: list[Change]) -> list[dict[str, Any]]:
 
 def warnings(gateway: Gateway, config: ClusterConfig) -> list[str]:
     """What is allowed and probably not meant."""
-    segments = set(gateway.node.segments)
-    known = ", ".join(sorted(segments))
-    found = [
-        f"vip {vip.address}: this gateway has no interface on segment {vip.segment}, only on {known}"
-        for vip in config.vips
-        if vip.segment not in segments
-    ]
-    for service in config.services:
-        takers = [backend for backend in service.backends if backend.weight and not backend.drain]
-        if service.forward != "local" and not takers:
-            found.append(f"service {service.name}: no backend takes new connections")
-    return found + _forwarding_warnings(config)
-
-
-def _forwarding_warnings(config: ClusterConfig) -> list[str]:
-    """Answers of nat backends and routed traffic go through the kernel's routing, which hosts have turned off."""
-    needed = {f"IPv{s.ip.version}" for s in config.services if s.forward == "nat"}
-    needed |= {f"IPv{vip.ip.version}" for vip in config.vips} if config.routed else set()
-    off = {version for version in needed if FORWARDING[version].read_text().strip() == "0"}
-    return [
-        f"this gateway does not forward {version} packets: set {str(FORWARDING[version])[10:].replace('/', '.')} = 1"
-        for version in sorted(off)
-    ]
+    forwarding = {version: file.read_text().strip() != "0" for version, file in FORWARDING.items()}
+    return advice(config, gateway.networks, forwarding)
 
 
 # --- backends --------------------------------------------------------------------------------------------------------

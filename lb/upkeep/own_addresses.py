@@ -3,13 +3,14 @@
 
 import asyncio
 
+from lb.configuration.advice import Network
 from lb.configuration.model import IpAddress
 from lb.gateway import Gateway
 from lb.network.netlink import Monitor, Netlink
 
 
 class OwnAddresses:
-    """Tells the packet engine which addresses the kernel has, VIPs left out, and follows changes."""
+    """Tells the packet engine, and the gateway, which addresses the kernel has, VIPs left out, and follows changes."""
 
     name = "own addresses"
 
@@ -48,5 +49,12 @@ class OwnAddresses:
 
     def _tell(self, vips: set[IpAddress]) -> None:
         with Netlink() as netlink:
-            own = {address.interface.ip for address in netlink.addresses()}
-        self._gateway.engine.set_own_addresses(own - vips)
+            names = {link.index: link.name for link in netlink.links()}
+            own = [
+                (names.get(each.index), each.interface) for each in netlink.addresses() if each.interface.ip not in vips
+            ]
+        self._gateway.engine.set_own_addresses({interface.ip for _, interface in own})
+        networks: dict[str, set[Network]] = {segment: set() for segment in self._gateway.node.segments}
+        for each in self._gateway.node.interfaces:
+            networks[each.segment].update(interface.network for name, interface in own if name == each.name)
+        self._gateway.networks = networks

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a cluster file is warned about."""
+
+from ipaddress import ip_network
+
+import pytest
+
+from lb.configuration.advice import advice
+from lb.configuration.model import Backend, ClusterConfig, Service, Vip
+
+NETWORKS = {"outside": [ip_network("10.0.1.0/24"), ip_network("fd00:1::/64")], "inside": [ip_network("10.0.2.0/24")]}
+FORWARDS = {4: True, 6: True}
+
+
+def vip(address: str, segment: str = "outside") -> ClusterConfig:
+    return ClusterConfig(vips=(Vip(address, segment),))
+
+
+def service(forward: str, *backends: Backend) -> ClusterConfig:
+    return ClusterConfig(services=(Service("web", "10.0.1.100", "tcp", forward, port=80, backends=backends),))  # type: ignore[arg-type]
+
+
+BACKEND = Backend("b1", "10.0.2.11")
+CASES = [
+    ("a VIP where it belongs", vip("10.0.1.100/24"), None),
+    ("a VIP as a host address", vip("10.0.1.100/32"), None),
+    ("an IPv6 VIP where it belongs", vip("fd00:1::100/64"), None),
+    ("a VIP on a segment this gateway is not on", vip("10.0.1.100/24", "nowhere"), "no interface on segment nowhere"),
+    ("a VIP outside the networks of its segment", vip("10.9.0.100/24"), "outside the networks of segment outside"),
+    ("which names those", vip("10.9.0.100/24"), "here (10.0.1.0/24)"),
+    ("a version the segment has not got", vip("fd00:2::100/64", "inside"), "(no IPv6 network)"),
+    ("a service with a backend", service("dsr", BACKEND), None),
+    ("a service whose only backend is drained", service("dsr", Backend("b1", "10.0.2.11", drain=True)), "no backend"),
+    ("a service without a backend", service("tunnel"), "service web: no backend takes new connections"),
+    ("local needs none", service("local"), None),
+]
+
+
+@pytest.mark.parametrize(("config", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_advice(config: ClusterConfig, expected: str | None) -> None:
+    found = advice(config, NETWORKS, FORWARDS)
+    assert (found == []) if expected is None else expected in "; ".join(found)
+
+
+def test_nat_wants_forwarding() -> None:
+    assert advice(service("nat", BACKEND), NETWORKS, FORWARDS) == []
+    assert advice(service("nat", BACKEND), NETWORKS, {4: False, 6: True}) == [
+        "this gateway does not forward IPv4 packets: set net.ipv4.ip_forward = 1"
+    ]
