@@ -301,7 +301,8 @@ class Taker:
         while True:
             rest = running.last_s + SILENCE_S - time.monotonic()
             try:
-                return await asyncio.wait_for(asyncio.shield(running.done), max(rest, 0.001))
+                async with asyncio.timeout(max(rest, 0.001)):
+                    return await asyncio.shield(running.done)
             except TimeoutError:
                 if time.monotonic() >= running.last_s + SILENCE_S:
                     raise TransferError(
