@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A machine to install packages on that is gone afterwards: this one's files below, what is written kept in memory."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,3 +65,12 @@ def host(lab: Lab, node: str, directory: Path) -> Iterator[Host]:
     finally:
         subprocess.run(["umount", "-R", "-l", str(root)], check=False)
         subprocess.run(["umount", "-l", str(layers)], check=False)
+
+
+def install(machine: Host, package: Path) -> str:
+    """Give the package to the host's package manager; what it said."""
+    shutil.copy(package, machine.root / "tmp/package.deb")
+    try:
+        return machine.run("dpkg", "-i", "/tmp/package.deb").stdout
+    finally:
+        (machine.root / "tmp/package.deb").unlink()

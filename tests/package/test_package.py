@@ -14,19 +14,11 @@ from netlab import gateway_files
 from netlab.lab import Argument, Lab, eventually
 from netlab.topology import ECHO_PORT, HTTP_PORT
 
-from tests.package.host import Host, host
+from tests.package.host import Host, host, install
 
-ROOT = Path(__file__).resolve().parents[2]
 HELD = 50
 NEW_VERSION = "99.0"
 VIP_INTERFACE = "eth0"
-
-
-@pytest.fixture(scope="module")
-def package() -> Path:
-    subprocess.run(["tools/deb.sh"], cwd=ROOT, check=True)
-    (built,) = (ROOT / "dist").glob("rainlb_[0-9]*.deb")
-    return built
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +51,6 @@ def machine(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host
         yield made
         for pid in made.root.glob("run/*.pid"):
             made.run("kill", "-KILL", pid.read_text().strip(), check=False)
-
-
-def install(machine: Host, package: Path) -> str:
-    """Give the package to the host's package manager; what it said."""
-    shutil.copy(package, machine.root / "tmp/package.deb")
-    try:
-        return machine.run("dpkg", "-i", "/tmp/package.deb").stdout
-    finally:
-        (machine.root / "tmp/package.deb").unlink()
 
 
 def program(machine: Host) -> int:
