@@ -169,6 +169,11 @@ class Map:
             position += count + (1 if error else 0)
         return deleted
 
+    def head(self, count: int) -> Array:
+        """The first values of an array, without reading the rest of it."""
+        _, values = next(self.chunks(count))
+        return values
+
     def chunks(self, entries: int = CHUNK_ENTRIES) -> Iterator[tuple[Array, Array]]:
         """The whole map, chunk by chunk, as (keys, values); copies, so each chunk is the caller's own.
 

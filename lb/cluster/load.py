@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ebpf.maps import Map, Maps
+from ebpf.maps import Maps
 from lb.configuration.model import ClusterConfig
 
 Array = npt.NDArray[Any]
@@ -51,14 +51,9 @@ def read_counters(maps: Maps, config: ClusterConfig) -> dict[Counter, int]:
     """`packets_counted` from the maps, as far as they are in use. Blocks; raises OSError."""
     targets = max((backend.id for service in config.services for backend in service.backends), default=0)
     services = max((service.id for service in config.services), default=0)
-    packets = _head(maps.target_counters, targets + 1)["packets"].sum(axis=1)
-    opened = _head(maps.service_counters, services + 1)["opened"].sum(axis=1)
+    packets = maps.target_counters.head(targets + 1)["packets"].sum(axis=1)
+    opened = maps.service_counters.head(services + 1)["opened"].sum(axis=1)
     return packets_counted(config, packets, opened)
-
-
-def _head(counters: Map, count: int) -> Array:
-    _, values = next(counters.chunks(count))
-    return values
 
 
 class VipRates:

@@ -24,7 +24,7 @@ class Signs:
 
 
 class SignReader:
-    """Reads the counters from the pinned map; what cannot be read is no sign. Blocks for some milliseconds."""
+    """Reads the counters from the pinned map; what cannot be read is no sign. Blocks."""
 
     def __init__(self, maps: Path) -> None:
         self._path = maps / COUNTERS
@@ -33,12 +33,12 @@ class SignReader:
     def read(self, backend_ids: Sequence[int]) -> dict[int, Signs]:
         """The counts of these backends; empty while the packet path is away."""
         try:
-            _, values = self._opened().dump()
+            values = self._opened().head(max(backend_ids, default=0) + 1)
         except (OSError, LayoutMismatchError):
             return {}
-        chosen = values[[number for number in backend_ids if number < len(values)]]
+        chosen = values[list(backend_ids)]
         refused, unreachable = (chosen[name].sum(axis=1) for name in ("refused", "unreachable"))
-        return {n: Signs(int(r), int(u)) for n, r, u in zip(backend_ids, refused, unreachable, strict=False)}
+        return {n: Signs(int(r), int(u)) for n, r, u in zip(backend_ids, refused, unreachable, strict=True)}
 
     def _opened(self) -> Map:
         """The map behind the pin as it is now: a packet path loaded anew has another."""
