@@ -129,19 +129,7 @@ def _limits(metadata: tuple[Any, ...]) -> str:
 def manual() -> str:
     """The manual page lbd(8)."""
     command = parser()
-    lines = [
-        '.\\" SPDX-License-Identifier: Apache-2.0',
-        '.\\" Written by python -m lb.configuration.reference manual; change lb/main.py instead.',
-    ]
-    lines += [
-        ".TH LBD 8",
-        ".SH NAME",
-        "lbd \\- gateway daemon of rainlb",
-        ".SH SYNOPSIS",
-        ".B lbd",
-        "\\-\\-config FILE [OPTION]...",
-    ]
-    lines += [".SH DESCRIPTION", *DESCRIPTION, ".SH OPTIONS"]
+    lines = [*MANUAL_HEAD, ".SH DESCRIPTION", *DESCRIPTION, ".SH OPTIONS"]
     for action in command._actions:
         lines += [".TP", _option(action), _escape(action.help or "")]
     for title, entries in SECTIONS.items():
