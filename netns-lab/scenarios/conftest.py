@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from netlab import faults
+from netlab import cluster, faults
 from netlab.lab import Lab, LabMaker, tail
 
 
@@ -23,6 +23,22 @@ def make_lab() -> Iterator[LabMaker]:
     yield make
     for lab in made:
         lab.down()
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: LabMaker) -> Lab:
+    """A module's cluster of three gateways, settled; a module that needs another network has a fixture of this name."""
+    made: Lab = make_lab("three-gateways")
+    cluster.settle(made)
+    return made
+
+
+@pytest.fixture
+def whole(lab: Lab) -> Iterator[Lab]:
+    """The module's cluster with all gateways in service, before the test and again after it."""
+    cluster.settle(lab)
+    yield lab
+    cluster.revive(lab)
 
 
 @pytest.fixture(scope="session")

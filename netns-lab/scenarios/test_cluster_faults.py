@@ -25,14 +25,6 @@ def lab(make_lab: LabMaker) -> Lab:
     return made
 
 
-@pytest.fixture
-def whole(lab: Lab) -> Iterator[Lab]:
-    """All gateways in service, before the test and again after it."""
-    cluster.settle(lab)
-    yield lab
-    cluster.revive(lab)
-
-
 def view_number(lab: Lab, node: str) -> int:
     return int(lab.api(node, "GET", "/v1/status")["view"]["number"])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from netlab import build, cluster, faults, gateway_files
-from netlab.lab import Lab, LabMaker, eventually
+from netlab.lab import Lab, eventually
 
 from scenarios.clients import answered, others
 
@@ -16,22 +16,14 @@ WRONG = "gw3"
 STRANGER = "10.0.1.77"
 
 
-@pytest.fixture(scope="module")
-def lab(make_lab: LabMaker) -> Lab:
-    made: Lab = make_lab("three-gateways")
-    cluster.settle(made)
-    return made
-
-
 @pytest.fixture
-def whole(lab: Lab) -> Iterator[Lab]:
-    """The lab, set right again after the test."""
-    cluster.settle(lab)
+def whole(whole: Lab) -> Iterator[Lab]:
+    """The cluster, set right again before it is brought together again."""
+    lab = whole
     yield lab
     if lab.daemon(WRONG).alive():
         faults.signal_daemon(lab, WRONG, "kill")
     gateway_files.write_nodes(lab.name, lab.topology, lab.directory, {})
-    cluster.revive(lab)
 
 
 def other_key(lab: Lab, text: str) -> str:

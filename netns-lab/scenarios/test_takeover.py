@@ -1,29 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A cluster of three gateways: one goes, in every way a gateway can go, and clients see a hiccup, not a reset."""
 
-from collections.abc import Iterator
-
 import pytest
 from netlab import build, cluster, faults
-from netlab.lab import Lab, LabMaker, eventually
+from netlab.lab import Lab, eventually
 from netlab.topology import FAMILIES
 
 from scenarios.clients import answered, assert_one_owner_each, clients, others
-
-
-@pytest.fixture(scope="module")
-def lab(make_lab: LabMaker) -> Lab:
-    made: Lab = make_lab("three-gateways")
-    cluster.settle(made)
-    return made
-
-
-@pytest.fixture
-def whole(lab: Lab) -> Iterator[Lab]:
-    """The lab with all gateways in service, before the test and again after it."""
-    cluster.settle(lab)
-    yield lab
-    cluster.revive(lab)
 
 
 def fail(lab: Lab, node: str, fault: str) -> None:

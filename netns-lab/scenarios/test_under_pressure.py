@@ -2,12 +2,11 @@
 """What happens to a cluster while much is asked of it: a join among 100,000 connections, floods during a takeover."""
 
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 from netlab import build, cluster, connections, faults
-from netlab.lab import Argument, Lab, LabMaker, eventually
+from netlab.lab import Argument, Lab, eventually
 from netlab.topology import HTTP_PORT, RING_PORT
 
 from scenarios.clients import answered, drop_flood, others
@@ -17,20 +16,6 @@ HELD_CONNECTIONS = 100
 FLOOD_SYNS = 1_000_000
 FORGED_PER_S = 5_000
 JOIN_S_MAX = 40.0
-
-
-@pytest.fixture(scope="module")
-def lab(make_lab: LabMaker) -> Lab:
-    made: Lab = make_lab("three-gateways")
-    cluster.settle(made)
-    return made
-
-
-@pytest.fixture
-def whole(lab: Lab) -> Iterator[Lab]:
-    cluster.settle(lab)
-    yield lab
-    cluster.revive(lab)
 
 
 def losses(lab: Lab, node: str, since: float) -> list[str]:

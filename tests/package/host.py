@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A machine to install packages on that is gone afterwards: this one's files below, what is written kept in memory."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from netlab import gateway_files
 from netlab.lab import Lab
 
 SYSTEMCTL = Path(__file__).with_name("systemctl")
@@ -32,6 +34,11 @@ class Host:
         clean = ["env", "-i", f"PATH={PATH}"]  # the lab's own environment would lead to the lab's own code
         return self.lab.run(self.node, [*clean, "chroot", str(self.root), *command], check=check, timeout=timeout)
 
+    def end_all(self) -> None:
+        """Ends what the service manager has started."""
+        for pid in self.root.glob("run/*.pid"):
+            self.run("kill", "-KILL", pid.read_text().strip(), check=False)
+
     def left(self) -> list[str]:
         """Files written here that are still there, as far as a package is to answer for them."""
         found = (path for path in self.written.rglob("*") if path.is_file() and not path.is_symlink())
@@ -47,6 +54,7 @@ def _mount(*options: str) -> None:
 def host(lab: Lab, node: str, directory: Path) -> Iterator[Host]:
     """A host in a node's network, with the stand-in for the service manager."""
     layers, root = directory / "layers", directory / "root"
+    made = Host(root, layers / "written", lab, node)
     for path in (layers, root):
         path.mkdir()
     _mount("-t", "tmpfs", "layers", str(layers))
@@ -61,8 +69,9 @@ def host(lab: Lab, node: str, directory: Path) -> Iterator[Host]:
         (root / "run/systemd/system").mkdir(parents=True)
         # A file over a file: the machine's own command stays what it is in the layer that is looked at.
         _mount("--bind", str(SYSTEMCTL), str(root / "usr/bin/systemctl"))
-        yield Host(root, layers / "written", lab, node)
+        yield made
     finally:
+        made.end_all()
         subprocess.run(["umount", "-R", "-l", str(root)], check=False)
         subprocess.run(["umount", "-l", str(layers)], check=False)
 
@@ -74,3 +83,10 @@ def install(machine: Host, package: Path) -> str:
         return machine.run("dpkg", "-i", "/tmp/package.deb").stdout
     finally:
         (machine.root / "tmp/package.deb").unlink()
+
+
+def node_file(machine: Host) -> str:
+    """The lab's for this gateway, but with the directories of an ordinary host."""
+    lab = machine.lab
+    text = gateway_files.node_file("packaged", lab.topology, lab.topology.node(machine.node), lab.directory, {})
+    return re.sub(r"^(run_dir|state_dir) = .*\n", "", text, flags=re.MULTILINE)

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netlab import gateway_files
 from netlab.lab import Lab, eventually
 from netlab.topology import HTTP_PORT
 
-from tests.package.host import Host, host, install
+from tests.package.host import Host, host, install, node_file
 
 KEY = "etc/rainlb/ring.key"
 Machines = dict[str, Host]
@@ -36,20 +35,11 @@ def machines(lab: Lab, package: Path, tmp_path_factory: pytest.TempPathFactory) 
         made = {}
         for node in lab.topology.of_role("gateway"):
             made[node.name] = stack.enter_context(host(lab, node.name, tmp_path_factory.mktemp(node.name)))
-            stack.callback(end_all, made[node.name])
             install(made[node.name], package)
         yield made
 
 
-def end_all(machine: Host) -> None:
-    for pid in machine.root.glob("run/*.pid"):
-        machine.run("kill", "-KILL", pid.read_text().strip(), check=False)
-
-
-def node_file(lab: Lab, name: str) -> str:
-    """The lab's, but with the directories of an ordinary host."""
-    text = gateway_files.node_file("packaged", lab.topology, lab.topology.node(name), lab.directory, {})
-    text = re.sub(r"^(run_dir|state_dir) = .*\n", "", text, flags=re.MULTILINE)
+def with_key(text: str) -> str:
     return re.sub(r"^key_file = .*$", f'key_file = "/{KEY}"', text, flags=re.MULTILINE)
 
 
@@ -69,8 +59,8 @@ def test_configured_by_hand_and_serving(machines: Machines, lab: Lab) -> None:
     first.run("lbctl", "key", "new", f"/{KEY}")
     for machine in others:
         shutil.copy2(first.root / KEY, machine.root / KEY)
-    for name, machine in machines.items():
-        (machine.root / "etc/rainlb/node.toml").write_text(node_file(lab, name))
+    for machine in machines.values():
+        (machine.root / "etc/rainlb/node.toml").write_text(with_key(node_file(machine)))
         machine.run("lbd", "--config", "/etc/rainlb/node.toml", "--check")
         machine.run("systemctl", "enable", "--now", "lbd", "lb-api")
     eventually(lambda: list(states(first).values()) == ["in_service"] * 3, 15, "three gateways are one cluster")

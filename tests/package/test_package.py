@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netlab import gateway_files
 from netlab.lab import Argument, Lab, eventually
 from netlab.topology import ECHO_PORT, HTTP_PORT
 
-from tests.package.host import Host, host, install
+from tests.package.host import Host, host, install, node_file
 
 HELD = 50
 NEW_VERSION = "99.0"
@@ -49,8 +48,6 @@ def lab() -> Iterator[Lab]:
 def machine(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     with host(lab, "gw1", tmp_path_factory.mktemp("machine")) as made:
         yield made
-        for pid in made.root.glob("run/*.pid"):
-            made.run("kill", "-KILL", pid.read_text().strip(), check=False)
 
 
 def program(machine: Host) -> int:
@@ -59,16 +56,10 @@ def program(machine: Host) -> int:
     return int(link.get("xdp", {}).get("prog", {}).get("id", 0))
 
 
-def node_file(lab: Lab) -> str:
-    """The lab's, but with the directories of an ordinary host."""
-    text = gateway_files.node_file("packaged", lab.topology, lab.topology.node("gw1"), lab.directory, {})
-    return re.sub(r"^(run_dir|state_dir) = .*\n", "", text, flags=re.MULTILINE)
-
-
 @pytest.mark.timeout(300)
 def test_installed_configured_and_serving(machine: Host, package: Path, lab: Lab) -> None:
     assert "write /etc/rainlb/node.toml" in install(machine, package)
-    (machine.root / "etc/rainlb/node.toml").write_text(node_file(lab))
+    (machine.root / "etc/rainlb/node.toml").write_text(node_file(machine))
     shutil.copy(lab.directory / "cluster.toml", machine.root / "etc/rainlb/services.toml")
     machine.run("lbd", "--config", "/etc/rainlb/node.toml", "--check")
     machine.run("systemctl", "enable", "--now", "lbd", "lb-api")
