@@ -7,8 +7,9 @@ from typing import Any
 
 from netlab import faults, gateway_files
 from netlab.gateway_files import Scalar
-from netlab.lab import Lab, eventually
+from netlab.lab import Lab
 from netlab.state import LabError
+from netlab.waiting import eventually
 
 SETTLE_S = 20.0
 

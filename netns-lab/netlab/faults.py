@@ -15,10 +15,11 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from netlab import build, namespaces, state
-from netlab.lab import Lab, eventually
+from netlab.lab import Lab
 from netlab.namespaces import Process
 from netlab.state import LabError
 from netlab.topology import Interface
+from netlab.waiting import eventually
 
 LOSS_SCALE = 10_000
 TABLE_PREFIX = "fault_"

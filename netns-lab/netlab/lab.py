@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +21,7 @@ from netlab.namespaces import Process
 from netlab.state import LabError
 from netlab.topology import HTTP_PORT, PUSH_PORT, TOPOLOGIES, Node, Topology
 from netlab.traffic.common import READY_VARIABLE
+from netlab.waiting import eventually
 
 Result = TypeVar("Result")
 
@@ -32,34 +32,6 @@ Argument = str | int | float
 
 READY_S = 30.0
 API_TIMEOUT_S = 20.0
-POLL_S = 0.02
-# What a check may raise for "not yet".
-RETRIED = (
-    AssertionError,
-    LookupError,
-    OSError,
-    ValueError,
-    LabError,
-    http.client.HTTPException,
-    subprocess.CalledProcessError,
-)
-
-
-def eventually(check: Callable[[], Result], seconds: float = READY_S, what: str = "") -> Result:
-    """Poll until `check` returns something true; its value. AssertionError with the last answer after `seconds`."""
-    deadline = time.monotonic() + seconds
-    last: object = None
-    while True:
-        try:
-            value = check()
-            if value:
-                return value
-            last = value
-        except RETRIED as error:
-            last = error
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:g} s: {what or check}; last: {last!r}")
-        time.sleep(POLL_S)
 
 
 @contextmanager

@@ -8,12 +8,12 @@ import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from netlab.waiting import eventually
 
 from tools.bench.ring_network import Network
 
@@ -66,7 +66,7 @@ class RingNode:
         """Type a command and wait for its answer."""
         before = len(self.all(event))
         self.type(line)
-        eventually(lambda: len(self.all(event)) > before, f"an answer to {line!r}")
+        eventually(lambda: len(self.all(event)) > before, what=f"an answer to {line!r}")
         return self.all(event)[-1]
 
     def digest(self) -> str:
@@ -131,15 +131,17 @@ class Ring:
         """Wait until all running nodes are one ring with complete copies."""
         self.await_view(sorted(self.nodes))
         for number, node in self.nodes.items():
-            eventually(partial(_is_complete, node), f"node {number} complete")
+            eventually(partial(_is_complete, node), what=f"node {number} complete")
 
     def await_view(self, members: list[int], timeout: float = FORM_TIMEOUT_S) -> None:
         """Wait until each of these is in a view of exactly these."""
-        eventually(
-            lambda: all(self.nodes[node].members == members for node in members),
-            lambda: f"view {members}; there are { ({n: node.members for n, node in self.nodes.items()}) }",
-            timeout,
-        )
+
+        def assert_view() -> bool:
+            views = {number: node.members for number, node in self.nodes.items()}
+            assert all(views[node] == members for node in members), f"the views are {views}"
+            return True
+
+        eventually(assert_view, timeout, f"view {members}")
 
     def say_everywhere(self, count: int, first: int = 0) -> set[str]:
         """Every node multicasts `count` lines, numbered from `first`; what they are."""
@@ -153,7 +155,7 @@ class Ring:
     def assert_same_order(self, said: set[str], timeout: float = 20.0) -> None:
         """All of it comes everywhere, once, in one order, and in the order in which each origin said it."""
         for number, node in self.nodes.items():
-            eventually(partial(_has_said, node, said), f"all {len(said)} messages at node {number}", timeout)
+            eventually(partial(_has_said, node, said), timeout, f"all {len(said)} messages at node {number}")
         first, *others = [[text for text in node.texts() if text in said] for node in self.nodes.values()]
         assert len(first) == len(said)
         assert all(other == first for other in others)
@@ -163,7 +165,7 @@ class Ring:
 
     def assert_equal_copies(self) -> None:
         """All running nodes have the same shared data."""
-        eventually(lambda: len({node.digest() for node in self.nodes.values()}) == 1, "equal copies")
+        eventually(lambda: len({node.digest() for node in self.nodes.values()}) == 1, what="equal copies")
 
     def drop(self, node: int, rule: str) -> None:
         """Drop what arrives at a node and matches an nft expression."""
@@ -174,7 +176,7 @@ class Ring:
         enter = ["nsenter", f"--net=/run/netns/{self.network.namespace(node)}"]
         for other in self.nodes.keys() - {node}:
             ping = [*enter, "ping", "-c", "1", "-W", "1", self.network.address(other, link)]
-            eventually(partial(_succeeds, ping), f"node {node} reaching node {other} on link {link}")
+            eventually(partial(_succeeds, ping), what=f"node {node} reaching node {other} on link {link}")
 
     def heal(self, node: int) -> None:
         """Take the node's faults away."""
@@ -197,12 +199,3 @@ def _succeeds(command: list[str]) -> bool:
 
 def _has_said(node: RingNode, said: set[str]) -> bool:
     return said <= set(node.texts())
-
-
-def eventually(holds: Callable[[], Any], what: str | Callable[[], str], timeout: float = FORM_TIMEOUT_S) -> None:
-    """Wait until a condition holds; fails naming it."""
-    end = time.monotonic() + timeout
-    while not holds():
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {timeout:.0f} s: {what if isinstance(what, str) else what()}")
-        time.sleep(0.02)

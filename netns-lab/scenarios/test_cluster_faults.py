@@ -7,8 +7,9 @@ from functools import partial
 import pytest
 from netlab import cluster, faults
 from netlab.gateway_files import Scalar
-from netlab.lab import Lab, LabMaker, eventually
+from netlab.lab import Lab, LabMaker
 from netlab.topology import FAMILIES, HTTP_PORT
+from netlab.waiting import eventually
 
 from scenarios.clients import answered, assert_one_owner_each, clients, others
 

@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 from netlab import faults, services
-from netlab.lab import Lab, LabMaker, eventually
+from netlab.lab import Lab, LabMaker
 from netlab.topology import CROSS_FAMILY_HTTP_PORT, ECHO_PORT, FAMILIES, HTTP_PORT, LOCAL_HTTP_PORT, Family
 from netlab.traffic.endpoint import NAME_BYTES
+from netlab.waiting import eventually
 
 TOPOLOGY_OF = {"dsr": "one-gateway", "nat": "routed", "tunnel": "tunnel"}
 HTTP_CONNECTIONS = 2000

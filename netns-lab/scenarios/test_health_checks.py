@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 from netlab import cluster, gateway_files
-from netlab.lab import Lab, LabMaker, eventually
+from netlab.lab import Lab, LabMaker
 from netlab.topology import ECHO_PORT, FAMILIES, HTTP_PORT, TOPOLOGIES, Family, Service
+from netlab.waiting import eventually
 
 QUICK: dict[str, str | int | bool] = {"interval_ms": 200, "timeout_ms": 200, "fall": 2, "rise": 2}
 CHECKS = {"http": {"kind": "http"}, "echo": {"kind": "udp", "send": "alive?"}, "push": {"kind": "icmp"}}

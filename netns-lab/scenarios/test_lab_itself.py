@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from netlab import build, faults, gateway_files, namespaces, services, state
-from netlab.lab import Lab, LabMaker, eventually
+from netlab.lab import Lab, LabMaker
 from netlab.namespaces import Process
 from netlab.state import LabError
 from netlab.topology import ECHO_PORT, FAMILIES, HTTP_PORT, TOPOLOGIES, Topology
 from netlab.traffic.udp_probe import longest_gap
+from netlab.waiting import eventually
 
 LAB_COMMAND = str(services.LAB_ROOT / "lab")
 UP_SECONDS_MAX = 5.0

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from netlab.lab import Lab, LabMaker, eventually
+from netlab.lab import Lab, LabMaker
 from netlab.topology import HTTP_PORT
+from netlab.waiting import eventually
 
 RULES = Path(__file__).resolve().parents[2] / "docs" / "alerts" / "rainlb.rules.yml"
 LISTEN, PROMETHEUS = "127.0.0.1:8443", "127.0.0.1:9090"

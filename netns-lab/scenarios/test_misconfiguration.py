@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from netlab import build, cluster, faults, gateway_files
-from netlab.lab import Lab, eventually
+from netlab.lab import Lab
+from netlab.waiting import eventually
 
 from scenarios.clients import answered, others
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 from netlab import cluster, faults, gateway_files
-from netlab.lab import Argument, Lab, LabMaker, eventually
+from netlab.lab import Argument, Lab, LabMaker
 from netlab.topology import HTTP_PORT
+from netlab.waiting import eventually
 
 HELD_CONNECTIONS = 120
 

@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
+from netlab.waiting import eventually
 
-from scenarios.ring_nodes import PORT, Ring, eventually
+from scenarios.ring_nodes import PORT, Ring
 from tools.bench.ring_network import run
 
 
@@ -33,7 +34,7 @@ def test_a_killed_node_is_missed_at_once_and_returns_with_a_full_copy(tmp_path: 
         ring.await_view([1, 2])
         views = [view for view in ring.nodes[1].all("view") if view["t"] > killed_at]
         assert views[0]["t"] - killed_at < 1.0
-        eventually(lambda: ring.nodes[2].all("lock"), "the dead holder's lock passing on")
+        eventually(lambda: ring.nodes[2].all("lock"), what="the dead holder's lock passing on")
         assert ring.nodes[2].all("lock")[0]["fencing"] > fencing
         ring.start(3)
         ring.form()
@@ -52,7 +53,7 @@ def test_a_cut_link_divides_and_mending_it_merges(tmp_path: Path) -> None:
         ring.nodes[3].ask("/set x alone", "set")
         ring.network.mend(3)
         ring.await_view([1, 2, 3])
-        eventually(lambda: ring.nodes[3].all("replaced"), "node 3 adopting the larger part's data")
+        eventually(lambda: ring.nodes[3].all("replaced"), what="node 3 adopting the larger part's data")
         ring.assert_equal_copies()
         assert ring.nodes[3].ask("/get x", "get")["value"] == "majority"
         assert not ring.nodes[1].all("replaced")
@@ -80,7 +81,9 @@ def test_a_one_way_link_is_routed_around(tmp_path: Path, deaf: int) -> None:
         time.sleep(0.5)
         ring.await_view([1, 2, 3])
         ring.nodes[1].ask("/set x through", "set")
-        eventually(lambda: ring.nodes[deaf].ask("/get x", "get")["value"] == "through", "the write at the deaf node")
+        eventually(
+            lambda: ring.nodes[deaf].ask("/get x", "get")["value"] == "through", what="the write at the deaf node"
+        )
         ring.heal(deaf)
         ring.form()
         ring.assert_equal_copies()
@@ -108,7 +111,7 @@ def test_a_twin_with_the_same_address_does_not_stop_the_others(tmp_path: Path) -
         time.sleep(2)
         for number in range(20):
             ring.nodes[1].type(f"1/{number}")
-        eventually(lambda: "1/19" in ring.nodes[2].texts(), "messages between the undisturbed nodes")
+        eventually(lambda: "1/19" in ring.nodes[2].texts(), what="messages between the undisturbed nodes")
         ring.network.end(twin.process)
         run("ip", "-n", namespace, "addr", "flush", "dev", "eth0")
         run("ip", "-n", namespace, "link", "set", "eth0", "down")

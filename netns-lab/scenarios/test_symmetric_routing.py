@@ -6,8 +6,9 @@ import subprocess
 
 import pytest
 from netlab import cluster, faults, services
-from netlab.lab import Argument, Lab, LabMaker, eventually
+from netlab.lab import Argument, Lab, LabMaker
 from netlab.topology import CROSS_FAMILY_HTTP_PORT, HTTP_PORT
+from netlab.waiting import eventually
 
 CONNECTIONS = 600
 # The backends listen there, and no service of the topology translates to it.

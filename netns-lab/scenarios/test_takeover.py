@@ -3,8 +3,9 @@
 
 import pytest
 from netlab import build, cluster, faults
-from netlab.lab import Lab, eventually
+from netlab.lab import Lab
 from netlab.topology import FAMILIES
+from netlab.waiting import eventually
 
 from scenarios.clients import answered, assert_one_owner_each, clients, others
 

@@ -6,8 +6,9 @@ from contextlib import ExitStack
 
 import pytest
 from netlab import build, cluster, connections, faults
-from netlab.lab import Argument, Lab, eventually
+from netlab.lab import Argument, Lab
 from netlab.topology import HTTP_PORT, RING_PORT
+from netlab.waiting import eventually
 
 from scenarios.clients import answered, drop_flood, others
 

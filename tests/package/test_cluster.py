@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netlab.lab import Lab, eventually
+from netlab.lab import Lab
 from netlab.topology import HTTP_PORT
+from netlab.waiting import eventually
 
 from tests.package.host import Host, host, install, node_file
 

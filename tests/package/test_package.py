@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netlab.lab import Argument, Lab, eventually
+from netlab.lab import Argument, Lab
 from netlab.topology import ECHO_PORT, HTTP_PORT
+from netlab.waiting import eventually
 
 from tests.package.host import Host, host, install, node_file
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from netlab import faults
-from netlab.lab import Argument, Lab, eventually
+from netlab.lab import Argument, Lab
+from netlab.waiting import eventually
 from playwright.sync_api import Page, expect
 
 from tests.page.page_support import chromium, opened_at

@@ -24,8 +24,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
 
 from netlab import cluster, faults, namespaces
-from netlab.lab import Lab, Traffic, eventually
+from netlab.lab import Lab, Traffic
 from netlab.state import LabError
+from netlab.waiting import eventually
 
 TOPOLOGY = "three-gateways"
 BEFORE_S, AFTER_S = 0.6, 1.5

@@ -25,8 +25,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
 
-from netlab.lab import Lab, eventually
+from netlab.lab import Lab
 from netlab.topology import TOPOLOGIES, Service, Target, Topology
+from netlab.waiting import eventually
 
 TCP_PORT = 9100
 UDP_PORT = 9101

@@ -26,8 +26,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
 
 from netlab import cluster, faults
-from netlab.lab import Lab, eventually
+from netlab.lab import Lab
 from netlab.topology import TOPOLOGIES, Service, Target, Topology
+from netlab.waiting import eventually
 
 SOURCE = Path(__file__).with_name("paced_udp.c")
 PORT = 9102

@@ -2,8 +2,9 @@
 """One gateway: traffic is spread, a backend drained, the daemon killed and restarted, and no request fails."""
 
 from netlab import faults
-from netlab.lab import Argument, Lab, eventually
+from netlab.lab import Argument, Lab
 from netlab.topology import HTTP_PORT
+from netlab.waiting import eventually
 
 from tools.demo.story import Story
 
