@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from netlab.waiting import eventually
+
 from ebpf.loader import create_maps, ensure_bpffs
 from ebpf.maps import Maps
 from lb.api.control_client import encode_frame, read_frame
@@ -294,15 +296,6 @@ class RunningApi:
         return Client(str(self.socket))
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
-    """The first true value of condition; asserts that it comes in time."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.01)
-    return value
-
-
 @contextlib.contextmanager
 def bpffs(path: Path) -> Iterator[Path]:
     """A mounted BPF file system for a test; gone afterwards, pins included."""
@@ -336,7 +329,7 @@ def running_api(
         process = subprocess.Popen([sys.executable, "-m", "lb.api", "--config", str(config)], cwd=ROOT)
         api = RunningApi(directory, control, maps, process)
         try:
-            eventually(lambda: api.socket.exists() or process.poll() is not None, 15)
+            eventually(lambda: api.socket.exists() or process.poll() is not None)
             assert process.poll() is None, "the API process ended at once"
             yield api
         finally:

@@ -8,6 +8,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# What the tests import, for the Python that is started in a namespace.
+IMPORTS = f"{ROOT}:{ROOT / 'netns-lab'}"
 
 
 def run(*command: str) -> str:
@@ -33,7 +38,12 @@ class Pair:
         """Start Python in one of the namespaces."""
         command = ["nsenter", f"--net=/run/netns/{namespace}", sys.executable, "-c", code]
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": IMPORTS},
         )
         return Child(process)
 

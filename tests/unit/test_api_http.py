@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from netlab.waiting import eventually
 from pydantic import TypeAdapter
 
 from ebpf.layout import CONNECTION, FLOW_KEY, PROTOCOLS, State, pack_address
 from lb.api.routes import ENDPOINTS, description
-from tests.unit.api_support import RunningApi, eventually, running_api
+from tests.unit.api_support import RunningApi, running_api
 from tools.lbctl.client import ApiError
 
 CONNECTIONS = 5000

@@ -3,11 +3,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from netlab.waiting import eventually
 
 from ebpf.layout import Replicate, State
 from ebpf.maps import Map
@@ -123,13 +124,6 @@ def test_alone_nothing_is_sent_and_the_buffer_does_not_fill(source: RecordSource
 
 def message_of(count: int, first: int = 0) -> bytes:
     return bytes(pack_records(some_records(count, first=first)))
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.002)
 
 
 def test_order_is_kept_between_inline_and_threaded_writes(connections: Map, executor: ThreadPoolExecutor) -> None:

@@ -5,13 +5,13 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from netlab.waiting import until
 
 from lb.cluster.resources import Resources, ResourceState, try_once
 from lb.configuration.node import Resource
@@ -168,13 +168,6 @@ def test_ping_arp_and_link() -> None:
         run("ip", "-n", hosts.right, "link", "set", "wire", "up")
         assert json.loads(child.read_line()) == [True, [], True]
         child.communicate_checked()
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("required", [True, False])

@@ -3,13 +3,14 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from netlab.waiting import until
 
 from lb.cluster.shared_config import SharedStore, decode, encode
 from lb.configuration.model import ClusterConfig, Vip
@@ -37,14 +38,6 @@ def free_ports(count: int) -> list[int]:
     for sock in sockets:
         sock.close()
     return ports
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    while not condition():
-        assert loop.time() < deadline, "did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from netlab.waiting import until
 
 from lb.configuration.model import HealthCheck, HealthKind
 from lb.health.checks import CHECKS, Target, dns_query, judge_dns
@@ -146,12 +147,6 @@ async def test_icmp_and_script() -> None:
     assert (
         await attempt(target("script", 80, command=("/bin/echo", "fine")))
     ).detail == "exit code 0: fine 127.0.0.1 80"
-
-
-async def until(condition: Any, timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def test_scheduler_judges_with_rise_and_fall_and_forgets_removed_targets() -> None:

@@ -1,28 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Children run as long as the daemon, are started again, and never hold up the event loop."""
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from netlab.waiting import eventually, until
 
 from lb import children
 from lb.children import Child
 
 SLEEP = ["sleep", "60"]
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 def _pid(child: Child) -> int:
@@ -101,16 +93,7 @@ def test_dies_with_a_killed_parent() -> None:
     assert parent.stdout is not None
     child = Path("/proc") / parent.stdout.readline().strip()
     # setpriv has to have become the command, or there is nothing yet that could be told.
-    assert _soon(lambda: "sleep" in (child / "comm").read_text())
+    eventually(lambda: "sleep" in (child / "comm").read_text())
     parent.kill()
     parent.wait()
-    assert _soon(lambda: not child.exists() or (child / "stat").read_text().split()[2] == "Z")
-
-
-def _soon(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
+    eventually(lambda: not child.exists() or (child / "stat").read_text().split()[2] == "Z")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from netlab.waiting import eventually
 
 from tests.unit.cluster_namespaces import Pair
 from tests.unit.cluster_namespaces import pair as wired_pair
@@ -54,16 +55,6 @@ def lbd(node: Lbd) -> Iterator[Lbd]:
     node.kill()
 
 
-def eventually(condition: object, seconds: float = 10) -> bool:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def test_serves_applies_and_leaves_the_path_when_stopped(lbd: Lbd) -> None:
     services = lbd.directory / "services.toml"
     services.write_text(SERVICES)
@@ -71,7 +62,7 @@ def test_serves_applies_and_leaves_the_path_when_stopped(lbd: Lbd) -> None:
     status = lbd.call("status")
     assert (status["state"], status["config_version"], status["service_count"]) == ("in_service", 1, 1)
     assert status["interfaces"] == [{"name": "wire", "segment": "outside", "xdp_mode": "generic"}]
-    assert eventually(lambda: lbd.call("backends")[0]["state"] == "up")
+    eventually(lambda: lbd.call("backends")[0]["state"] == "up")
     assert lbd.call("vips")[0]["owner"] == "gw1"
     program = lbd.xdp_program()
     assert program
@@ -122,7 +113,7 @@ def test_backend_is_drained_weighted_and_the_version_checked(lbd: Lbd) -> None:
     lbd.start()
     lbd.call("config.apply", text=SERVICES)
     lbd.call("backend.drain", service="web", backend="b1")
-    assert eventually(lambda: lbd.call("backends")[0]["state"] == "draining")
+    eventually(lambda: lbd.call("backends")[0]["state"] == "draining")
     assert lbd.call("backend.undrain", service="web", backend="b1")["version"] == 3
     changes = lbd.call("backend.weight", service="web", backend="b1", weight=7)["changes"]
     assert changes[0]["text"] == "~ service[web].backend[b1].weight: 1 → 7"
@@ -186,16 +177,16 @@ time.sleep(60)
 def test_backend_is_found_dead_and_alive_again(lbd: Lbd, wire: Pair) -> None:
     lbd.start(children="--no-api")
     lbd.call("config.apply", text=SERVICES.replace("[[service.backend]]", f"{HEALTH}\n[[service.backend]]"))
-    assert eventually(lambda: lbd.call("backends")[0]["state"] == "down", seconds=30)
+    eventually(lambda: lbd.call("backends")[0]["state"] == "down")
     assert lbd.call("services")[0]["backends_up"] == 0
     listener = wire.start(wire.right, LISTEN)
     try:
         assert listener.read_line() == "listening"
-        assert eventually(lambda: lbd.call("backends")[0]["state"] == "up", seconds=30)
+        eventually(lambda: lbd.call("backends")[0]["state"] == "up")
     finally:
         listener.process.kill()
         listener.process.wait()
-    assert eventually(lambda: lbd.call("backends")[0]["state"] == "down", seconds=30)
+    eventually(lambda: lbd.call("backends")[0]["state"] == "down")
     kinds = [event["kind"] for event in lbd.call("events") if event["kind"].startswith("backend.")]
     assert kinds == ["backend.dead", "backend.alive", "backend.dead"]
 
@@ -216,11 +207,11 @@ def test_vips_follow_the_configuration(lbd: Lbd, wire: Pair) -> None:
     def held() -> bool:
         return "10.9.0.100/24" in _addresses(wire)
 
-    assert eventually(held)
+    eventually(held)
     warnings = lbd.call("config.apply", text=SERVICES.replace('segment = "outside"', 'segment = "nowhere"'))["warnings"]
     assert "no interface on segment nowhere" in warnings[0]
-    assert eventually(lambda: not held())
-    assert eventually(lambda: lbd.call("vips")[0]["state"] == "unplaced")
+    eventually(lambda: not held())
+    eventually(lambda: lbd.call("vips")[0]["state"] == "unplaced")
 
 
 def test_path_taken_off_by_hand_is_put_back_and_told(lbd: Lbd, wire: Pair) -> None:
@@ -228,13 +219,13 @@ def test_path_taken_off_by_hand_is_put_back_and_told(lbd: Lbd, wire: Pair) -> No
     off = ["nsenter", f"--net=/run/netns/{wire.left}", "ip", "link", "set", "dev", "wire", "xdpgeneric", "off"]
     subprocess.run(off, check=True)
     assert lbd.xdp_program() == 0
-    assert eventually(lambda: lbd.xdp_program() != 0)
-    assert eventually(lambda: any(event["kind"] == "engine.lost" for event in lbd.call("events")))
+    eventually(lambda: lbd.xdp_program() != 0)
+    eventually(lambda: any(event["kind"] == "engine.lost" for event in lbd.call("events")))
 
 
 def test_stopped_while_it_starts(lbd: Lbd) -> None:
     process = subprocess.Popen(lbd.command("--no-children"), stderr=subprocess.PIPE, text=True)
-    assert eventually((lbd.directory / "state").exists, seconds=30), "the lock is taken: it is about to start"
+    eventually((lbd.directory / "state").exists, what="the lock: it is about to start")
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert "Traceback" not in errors
@@ -309,7 +300,7 @@ def _memory_kib(pid: int, field: str) -> int:
 def test_removal_without_a_daemon(lbd: Lbd, wire: Pair) -> None:
     lbd.start()
     lbd.call("config.apply", text=SERVICES)
-    assert eventually(lambda: "10.9.0.100" in _addresses(wire))
+    eventually(lambda: "10.9.0.100" in _addresses(wire))
     lbd.end(signal.SIGKILL)
     done = lbd.run("--remove")
     assert (done.returncode, done.stdout) == (0, "taken off: wire\nVIPs released: 10.9.0.100\n")

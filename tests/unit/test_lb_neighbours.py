@@ -87,13 +87,7 @@ FOLLOW = """
 import asyncio, ipaddress, subprocess
 from lb.configuration.model import Backend, ClusterConfig, Service
 from lb.engine.neighbours import Neighbours
-
-async def until(condition):
-    for _ in range(500):
-        if condition():
-            return True
-        await asyncio.sleep(0.01)
-    return False
+from netlab.waiting import until
 
 async def main():
     told = []
@@ -101,16 +95,16 @@ async def main():
     backends = (Backend("b4", "10.9.0.2", id=1), Backend("b6", "fd09::2", id=2), Backend("gone", "10.9.0.77", id=3))
     neighbours.configure(ClusterConfig(services=(Service("s", "10.9.0.100", "tcp", "tunnel", backends=backends),)))
     await neighbours.start()
-    assert await until(lambda: told and set(told[-1][0]) == {1, 2}), told
+    await until(lambda: told and set(told[-1][0]) == {1, 2}, what="both next hops")
     assert neighbours.problems == {3: "next hop does not answer"}, neighbours.problems
     assert str(told[-1][1][4]) == "10.9.0.1" and told[-1][1][6].version == 6, told[-1]
     old = told[-1][0][1].mac
     # The peer gets another address of its hardware, as after a replaced network card.
     subprocess.run(["nsenter", "--net=/run/netns/RIGHT", "ip", "link", "set", "wire", "address", "02:00:00:00:00:77"], check=True)
     subprocess.run(["nsenter", "--net=/run/netns/RIGHT", "ping", "-c1", "-W2", "10.9.0.1"], check=True, capture_output=True)
-    assert await until(lambda: told[-1][0].get(1) and told[-1][0][1].mac != old), "a new MAC address is not noticed"
+    await until(lambda: told[-1][0].get(1) and told[-1][0][1].mac != old, what="the new MAC address is noticed")
     subprocess.run(["ip", "link", "set", "wire", "down"], check=True)
-    assert await until(lambda: set(neighbours.problems) == {1, 2, 3} and told[-1][0] == {}), neighbours.problems
+    await until(lambda: set(neighbours.problems) == {1, 2, 3} and told[-1][0] == {}, what="a dead wire's next hops are problems")
     await neighbours.stop()
     print("followed", neighbours.lookups < 200)
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from netlab.waiting import eventually
 
 from ebpf.layout import CONNECTION, FLOW_KEY, pack_address
-from tests.unit.api_support import ROOT, RunningApi, eventually, running_api
+from tests.unit.api_support import ROOT, RunningApi, running_api
 from tests.unit.test_api_http import fill_connections
 from tools.lbctl.exits import Exit
 

@@ -5,11 +5,11 @@ import asyncio
 import contextlib
 import os
 import socket
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from netlab.waiting import until
 
 from sync.config import RingConfig
 from sync.data import RequestRefused, VersionConflict
@@ -19,7 +19,6 @@ from sync.scheduling import LoopLag, Priority, set_scheduling, worker_pool
 from sync.shared import Change
 from sync.transport.keys import KeyRing
 
-PATIENCE_S = 20.0
 FAILURE_MS = 400.0  # three nodes in one process on a busy machine are late for each other
 
 
@@ -61,14 +60,6 @@ async def formed(count: int) -> AsyncIterator[list[Ring]]:
         for ring in rings:
             await ring.leave()
             ring.close()
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end, "not in time"
-        await asyncio.sleep(0.005)
 
 
 async def test_a_ring_of_one_works_like_any_other() -> None:

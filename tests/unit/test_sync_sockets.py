@@ -6,12 +6,13 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from random import SystemRandom
 
 import pytest
+from netlab.waiting import PATIENCE_S, eventually
 
 from sync.sockets import READ_MAX, AddressError, Sockets, UdpLink, datagram_max, parse_address
 from sync.transport import Arrived, Delivered, KeyRing, Path, PeerConfig, Transmit, Transport, TransportConfig
@@ -40,15 +41,6 @@ def read(link: UdpLink, received: Received) -> None:
     """Read what comes within a second at most."""
     assert select.select([link], [], [], 1.0)[0]
     link.read(lambda index, source, data, size: received.append((index, source, bytes(data), size)))
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 2.0
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.001)
-    return True
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -101,7 +93,7 @@ def test_icmp_error_names_the_address_where_nobody_listens() -> None:
                 refused.extend(ours.refused())
             return bool(refused)
 
-        assert eventually(told)
+        eventually(told)
         assert refused == [address]
         assert ours.counts["icmp_errors"] == 1
         assert not ours.icmp_pending
@@ -178,7 +170,7 @@ def test_transport_over_real_sockets(host: str, path_max: int) -> None:
             transports[0].send(time.monotonic(), 2, 1, payload)
         arrived: list[bytes] = []
         delivered = 0
-        end = time.monotonic() + 5
+        end = time.monotonic() + PATIENCE_S
         while (len(arrived), delivered) != (len(sent), len(sent)) and time.monotonic() < end:
             for transport, link in zip(transports, links, strict=True):
                 now = time.monotonic()
