@@ -8,7 +8,7 @@ import pytest
 from netlab.waiting import eventually
 
 from scenarios.ring_nodes import PORT, Ring
-from tools.bench.ring_network import run
+from tools.bench.programs import run
 
 
 def test_messages_have_one_order_and_data_one_value(tmp_path: Path) -> None:

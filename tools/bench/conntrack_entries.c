@@ -12,29 +12,15 @@
 #include <linux/netlink.h>
 #include <netinet/in.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "program.h"
 
 enum { BATCH = 64, MESSAGE_MAX = 256, TIMEOUT_S = 600, CLIENT_PORT = 40000, SERVER_PORT = 80 };
 
 static const uint32_t CLIENTS = 0x0a200000, SERVER = 0x0a4c0102;
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec + time.tv_nsec * 1e-9;
-}
-
-static void fail(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 static struct nlattr *begin(struct nlmsghdr *message, int type)
 {

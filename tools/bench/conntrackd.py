@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).with_name("conntrack_entries.c")
+from tools.bench.programs import compiled, run
+
 START_S, CALM_S, END_S = 10.0, 3.0, 60.0
 POLL_S = 0.02
 SIDES = (1, 2)
@@ -50,10 +51,6 @@ General {{
 """
 
 
-def _run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
 class Pair:
     """Two hosts with conntrackd, joined by a cable."""
 
@@ -69,12 +66,12 @@ class Pair:
     def start(self) -> None:
         """Make the network and the daemons; returns when both answer."""
         for name in self.names.values():
-            _run("ip", "netns", "add", name)
+            run("ip", "netns", "add", name)
         ends = [("name", "sync0", "netns", self.names[1]), ("name", "sync0", "netns", self.names[2])]
-        _run("ip", "link", "add", *ends[0], "type", "veth", "peer", *ends[1])
+        run("ip", "link", "add", *ends[0], "type", "veth", "peer", *ends[1])
         for side in SIDES:
-            _run(*self.inside(side, "ip", "address", "add", f"10.79.0.{side}/24", "dev", "sync0"))
-            _run(*self.inside(side, "ip", "link", "set", "dev", "sync0", "up"))
+            run(*self.inside(side, "ip", "address", "add", f"10.79.0.{side}/24", "dev", "sync0"))
+            run(*self.inside(side, "ip", "link", "set", "dev", "sync0", "up"))
             # Without a rule that asks for it nothing is tracked, and nobody told of entries.
             rules = "table ip t { chain f { type filter hook input priority 0; ct state new accept; }; }"
             subprocess.run(self.inside(side, "nft", "-f", "-"), input=rules, text=True, check=True)
@@ -135,11 +132,10 @@ def _until_calm(hosts: Pair, maker: "subprocess.Popen[str]", expected: int) -> t
     return best, at
 
 
-def run(entries: int, rate: int) -> dict[str, Any]:
+def replicate(entries: int, rate: int) -> dict[str, Any]:
     """Make so many entries (`rate` 0: as fast as the kernel takes them); what the peer has learnt of them."""
     with pair() as hosts:
-        program = hosts.directory / "entries"
-        _run("gcc", "-O2", "-o", str(program), str(SOURCE))
+        program = compiled("conntrack_entries", hosts.directory)
         before = {side: hosts.cpu_s(side) for side in SIDES}
         begin = time.monotonic()
         command: Sequence[str] = hosts.inside(1, str(program), str(entries), str(rate))

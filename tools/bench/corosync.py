@@ -11,21 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tools.bench.ring_network import Network, run
+from tools.bench.programs import compiled
+from tools.bench.ring_network import Network
 
-CLIENT_SOURCE = Path(__file__).with_name("corosync_client.c")
 FORM_TIMEOUT_S = 40.0
 
 
 class CorosyncFailed(RuntimeError):
     """Corosync did not form a group, or its client failed."""
-
-
-def build_client(directory: Path) -> Path:
-    """Compile the client; raises RuntimeError with the compiler's words."""
-    binary = directory / "corosync_client"
-    run("gcc", "-O2", "-o", str(binary), str(CLIENT_SOURCE), "-lcpg", "-lpthread")
-    return binary
 
 
 class Corosync:
@@ -41,7 +34,7 @@ class Corosync:
         self.network = network
         self._directory = tempfile.TemporaryDirectory(prefix="bench-corosync-")
         self._path = Path(self._directory.name)
-        self._client = build_client(self._path)
+        self._client = compiled("corosync_client", self._path, "cpg", "pthread")
         (self._path / "key").write_bytes(os.urandom(256))
         (self._path / "corosync.conf").write_text(self._configuration(encrypted, realtime, token_ms, ping_ms))
         self.daemons: dict[int, subprocess.Popen[Any]] = {}

@@ -29,13 +29,14 @@ from netlab.lab import Lab
 from netlab.topology import TOPOLOGIES, Service, Target, Topology
 from netlab.waiting import eventually
 
+from tools.bench.programs import compiled
+
 TCP_PORT = 9100
 UDP_PORT = 9101
 PAYLOAD = 22
 FLOWS = 256
 CONCURRENCY = 64
 CONTENDERS = ("rainlb", "nft", "plain")
-GENERATOR = Path(__file__).resolve().parents[2] / "netns-lab/netlab/traffic/generate.c"
 
 SINK = f"table ip sink {{ chain p {{ type filter hook prerouting priority -300; udp dport {UDP_PORT} drop; }}; }}"
 
@@ -116,8 +117,7 @@ def warm_up(lab: Lab, address: str, generator: Path) -> None:
 def run(names: Sequence[str], seconds: float, repeat: int) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        generator = Path(directory, "generate")
-        subprocess.run(["gcc", "-O2", "-o", str(generator), str(GENERATOR)], check=True)
+        generator = compiled("generate", Path(directory))
         measures: dict[str, Callable[..., dict[str, float]]] = {"udp": measure_udp, "tcp": measure_tcp}
         for _ in range(repeat):
             for name in names:

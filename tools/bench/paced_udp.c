@@ -14,13 +14,12 @@
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "program.h"
 
 enum {
     FLOWS_MAX = 1024,
@@ -42,19 +41,6 @@ static void stop(int number)
 {
     (void)number;
     stopping = 1;
-}
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec + time.tv_nsec * 1e-9;
-}
-
-static void fail(const char *what)
-{
-    perror(what);
-    exit(1);
 }
 
 static int udp_socket(int type_flags)

@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> int:
         results[name] = figures(run(RATES[name], options.seconds, options.failure_detection_ms))
         print(f"{name}: {json.dumps(results[name])}", file=sys.stderr)
         if options.versus and CONNTRACKD_ENTRIES[name]:
-            peer = results[f"{options.versus} {name}"] = conntrackd.run(CONNTRACKD_ENTRIES[name], RATES[name])
+            peer = results[f"{options.versus} {name}"] = conntrackd.replicate(CONNTRACKD_ENTRIES[name], RATES[name])
             print(f"{options.versus} {name}: {json.dumps(peer)}", file=sys.stderr)
     print(json.dumps(results, indent=None if options.json else 2))
     return 0

@@ -30,7 +30,8 @@ from netlab.lab import Lab
 from netlab.topology import TOPOLOGIES, Service, Target, Topology
 from netlab.waiting import eventually
 
-SOURCE = Path(__file__).with_name("paced_udp.c")
+from tools.bench.programs import compiled
+
 PORT = 9102
 PAYLOAD_BYTES = 22
 FLOWS = 64
@@ -165,8 +166,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     results: dict[str, Any] = {"load_average": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        program = Path(directory, "paced_udp")
-        subprocess.run(["gcc", "-O2", "-o", str(program), str(SOURCE)], check=True)
+        program = compiled("paced_udp", Path(directory))
         for setting in options.setting or sorted(SETTINGS):
             results[setting] = measure(setting, options.kind or list(KINDS), options.repetitions, program)
     print(json.dumps(results, indent=None if options.json else 2))

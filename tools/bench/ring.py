@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tools.bench.corosync import Corosync, CorosyncFailed
+from tools.bench.programs import run
 from tools.bench.ring_cluster import Cluster, NodeFailed
 from tools.bench.ring_network import (
     Network,
@@ -28,7 +29,6 @@ from tools.bench.ring_network import (
     machine_seconds,
     private_mb,
     resident_mb,
-    run,
 )
 
 Row = dict[str, Any]

@@ -12,15 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tools.bench.programs import run
+
 END_GRACE_S = 2.0
-
-
-def run(*command: str) -> str:
-    """Run a command, return its output; raises RuntimeError with what it said."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
 
 
 class Network:

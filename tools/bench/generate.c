@@ -13,28 +13,14 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "program.h"
+
 enum { BATCH = 64, EVENTS = 256, FLOWS_MAX = 4096, CONCURRENCY_MAX = 4096, PAYLOAD_MAX = 1400, BACKLOG = 8192 };
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec + time.tv_nsec * 1e-9;
-}
-
-static void fail(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 static socklen_t parse(const char *text, int port, struct sockaddr_storage *address)
 {
