@@ -13,6 +13,7 @@ import msgpack
 from ebpf.maps import Maps
 from ebpf.reasons import REASONS
 from lb.cluster.load import sum_of
+from lb.cluster.reports import Reports
 from lb.cluster.resources import Resources
 from sync.driver import Ring
 from sync.events import Deliver, TokenVisit
@@ -49,7 +50,7 @@ class ClusterStats:
         self._resources = resources
         self._status = status
         self._vips = vips
-        self._told: dict[int, tuple[float, dict[str, Any], VipFigures]] = {}
+        self._others: Reports[tuple[dict[str, Any], VipFigures]] = Reports(FRESH_S)
         self._visits = 0
         self._rates: dict[str, float] = {}
         ring.subscribe(CHANNEL_STATS, self._take)
@@ -89,26 +90,25 @@ class ClusterStats:
         """A gateway's figures; empty when it has told none lately."""
         if node == self._node:
             return self.own()
-        return self._fresh(node)[0]
+        told = self._others.of(node)
+        return told[0] if told else {}
 
     def vips_of(self, node: int) -> VipFigures:
         """What a gateway told last about the VIPs; nothing when that is long ago."""
-        return self._vips() if node == self._node else self._fresh(node)[1]
+        if node == self._node:
+            return self._vips()
+        told = self._others.of(node)
+        return told[1] if told else VipFigures()
 
     def vip_loads(self, members: Iterable[int]) -> dict[str, float]:
         """Packets per second of each VIP, all of these gateways together."""
         return sum_of(self.vips_of(node).packets_per_s for node in members)
 
-    def _fresh(self, node: int) -> tuple[dict[str, Any], VipFigures]:
-        at, figures, vips = self._told.get(node, (-FRESH_S, {}, VipFigures()))
-        return (figures, vips) if time.monotonic() - at < FRESH_S else ({}, VipFigures())
-
     def _take(self, batch: Deliver) -> None:
         with contextlib.suppress(ValueError, TypeError, msgpack.UnpackException):
             figures, vips = msgpack.unpackb(bytes(batch.payloads()[-1]))
             rates = {str(host): float(rate) for host, rate in dict(vips["packets_per_s"]).items()}
-            told = VipFigures(rates, float(vips["lease_ms"]))
-            self._told[batch.origin] = (time.monotonic(), dict(figures), told)
+            self._others.take(batch.origin, (dict(figures), VipFigures(rates, float(vips["lease_ms"]))))
 
     def _count(self, _visit: TokenVisit) -> None:
         self._visits += 1

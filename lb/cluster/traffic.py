@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgpack
 
+from lb.cluster.reports import Reports
 from lb.control import ControlError
 from lb.methods import Params
 from sync.events import Deliver
@@ -41,7 +42,7 @@ class TrafficExchange:
         self._ring = ring
         self._wanted = wanted
         self._clock = clock
-        self._told: dict[int, tuple[float, bytes]] = {}
+        self._others: Reports[bytes] = Reports(FRESH_S, clock)
         self._tell_at = 0.0
         ring.subscribe(CHANNEL_TRAFFIC, self._take)
 
@@ -61,8 +62,7 @@ class TrafficExchange:
         else:
             self.shed += 1
         present = set(members) - {self._node}
-        self._told = {node: told for node, told in self._told.items() if node in present and now - told[0] < FRESH_S}
-        return {"others": {node: told for node, (_, told) in self._told.items()}, "members": len(present) + 1}
+        return {"others": self._others.among(present), "members": len(present) + 1}
 
     def _take(self, batch: Deliver) -> None:
         if batch.origin == self._node:
@@ -70,6 +70,6 @@ class TrafficExchange:
         with contextlib.suppress(ValueError, TypeError, msgpack.UnpackException):
             wanted, told = msgpack.unpackb(bytes(batch.payloads()[-1]))
             if isinstance(told, bytes):
-                self._told[batch.origin] = (self._clock(), told)
+                self._others.take(batch.origin, told)
             if wanted is True:
                 self._wanted()

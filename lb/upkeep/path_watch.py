@@ -7,6 +7,7 @@ from ebpf.loader import LoaderError
 from lb.engine.packet_path import attach_path, lost_interfaces
 from lb.events import Event
 from lb.gateway import Gateway
+from lb.upkeep.trouble import Trouble
 
 PATH_CHECK_SECONDS = 2.0
 
@@ -18,7 +19,7 @@ class PathWatch:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._refusal = ""
+        self._refusal = Trouble()
 
     async def start(self) -> None:
         self._gateway.keep(self._watch, self.name)
@@ -37,11 +38,10 @@ class PathWatch:
         try:
             self._gateway.attached = await asyncio.to_thread(attach_path, self._gateway.node)
         except LoaderError as error:
-            if str(error) != self._refusal:
-                self._refusal = str(error)
+            if self._refusal.is_news(error):
                 self._report("error", f"the packet path is gone from {names} and cannot be put back: {error}", names)
             return
-        self._refusal = ""
+        self._refusal.end()
         self._report(
             "warning", f"the packet path was gone from {names} (taken off, or the interface made anew): put back", names
         )

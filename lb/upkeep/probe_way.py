@@ -9,6 +9,7 @@ from lb.configuration.model import ClusterConfig
 from lb.events import Event
 from lb.gateway import Gateway
 from lb.health.board import reaches_vip
+from lb.upkeep.trouble import Trouble
 
 CHECK_SECONDS = 5.0
 
@@ -24,7 +25,7 @@ class ProbeWay:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._wake = asyncio.Event()
-        self._refusal = ""
+        self._refusal = Trouble()
 
     async def start(self) -> None:
         self._gateway.keep(self._follow, self.name)
@@ -57,11 +58,10 @@ class ProbeWay:
         try:
             await asyncio.to_thread(probe_path.attach, [each.name for each in node.interfaces], node.pins)
         except (LoaderError, OSError) as error:
-            if str(error) != self._refusal:
-                self._refusal = str(error)
+            if self._refusal.is_news(error):
                 self._report(error)
             return False
-        self._refusal = ""
+        self._refusal.end()
         return True
 
     async def _detach(self) -> None:
