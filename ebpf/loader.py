@@ -20,7 +20,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -81,6 +82,16 @@ def ensure_bpffs(path: Path = DEFAULT_BPFFS) -> None:
     except OSError as error:
         remedy = "the kernel needs CONFIG_BPF_SYSCALL and the process CAP_SYS_ADMIN in its mount namespace"
         raise LoaderError("no-bpffs", f"cannot mount a BPF file system on {path} ({error})", remedy) from error
+
+
+@contextmanager
+def mounted_bpffs(path: Path) -> Iterator[Path]:
+    """A bpffs that is there for the block; the pins in it go away with it."""
+    ensure_bpffs(path)
+    try:
+        yield path
+    finally:
+        libbpf.unmount(path)
 
 
 def create_maps(directory: Path, sizes: Mapping[str, int] | None = None) -> Maps:

@@ -113,49 +113,47 @@ async def config_put(call: Call) -> Response:
     return answer(applied, headers={"etag": etag(applied["version"])})
 
 
+async def _changed(call: Call, method: str, note: str, **params: Any) -> Response:
+    """One change of what the path names, made by the daemon; `note` says what comes of it."""
+    return done(await call.gateway.change(call.identity, method, **call.path, **params), note)
+
+
 async def backend_drain(call: Call) -> Response:
-    result = await call.gateway.change(call.identity, "backend.drain", **call.path)
-    return done(result, "no new connections; existing ones stay")
+    return await _changed(call, "backend.drain", "no new connections; existing ones stay")
 
 
 async def backend_undrain(call: Call) -> Response:
-    return done(await call.gateway.change(call.identity, "backend.undrain", **call.path), "takes new connections again")
+    return await _changed(call, "backend.undrain", "takes new connections again")
 
 
 async def backend_weight(call: Call) -> Response:
-    result = await call.gateway.change(call.identity, "backend.weight", **call.path, weight=call.body.weight)
-    return done(result, f"weight is {call.body.weight}")
+    return await _changed(call, "backend.weight", f"weight is {call.body.weight}", weight=call.body.weight)
 
 
 async def vip_move(call: Call) -> Response:
-    result = await call.gateway.change(call.identity, "vip.move", **call.path, node=call.body.node)
-    return done(result, f"moves to {call.body.node}")
+    return await _changed(call, "vip.move", f"moves to {call.body.node}", node=call.body.node)
 
 
 async def vip_pin(call: Call) -> Response:
-    result = await call.gateway.change(call.identity, "vip.pin", **call.path, node=call.body.node)
-    return done(result, f"pinned to {call.body.node or 'where it is'}")
+    return await _changed(call, "vip.pin", f"pinned to {call.body.node or 'where it is'}", node=call.body.node)
 
 
 async def vip_unpin(call: Call) -> Response:
-    return done(await call.gateway.change(call.identity, "vip.unpin", **call.path), "no longer pinned")
+    return await _changed(call, "vip.unpin", "no longer pinned")
 
 
 async def vip_prefer(call: Call) -> Response:
-    result = await call.gateway.change(call.identity, "vip.prefer", **call.path, nodes=call.body.nodes)
-    return done(result, f"prefers {', '.join(call.body.nodes) or 'nobody'}")
+    note = f"prefers {', '.join(call.body.nodes) or 'nobody'}"
+    return await _changed(call, "vip.prefer", note, nodes=call.body.nodes)
 
 
 async def node_drain(call: Call) -> Response:
-    result = await call.gateway.change(call.identity, "node.drain", **call.path)
-    return done(result, "gives its VIPs away and takes no new connections")
+    return await _changed(call, "node.drain", "gives its VIPs away and takes no new connections")
 
 
 async def node_undrain(call: Call) -> Response:
-    return done(
-        await call.gateway.change(call.identity, "node.undrain", **call.path), "takes VIPs and connections again"
-    )
+    return await _changed(call, "node.undrain", "takes VIPs and connections again")
 
 
 async def detach(call: Call) -> Response:
-    return done(await call.gateway.change(call.identity, "detach"), "the packet path is detached from all interfaces")
+    return await _changed(call, "detach", "the packet path is detached from all interfaces")

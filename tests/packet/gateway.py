@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,23 +228,11 @@ class Gateway:
 
 
 @contextmanager
-def private_bpffs() -> Iterator[Path]:
-    """A bpffs mounted for the block."""
-    with tempfile.TemporaryDirectory(prefix="rainlb-bpf-") as name:
-        path = Path(name)
-        loader.ensure_bpffs(path)
-        try:
-            yield path
-        finally:
-            libbpf.unmount(path)
-
-
-@contextmanager
 def loaded_gateway() -> Iterator[Gateway]:
     """A gateway for the block."""
-    with private_bpffs() as path:
-        gateway = Gateway(path / "gateway")
-        try:
-            yield gateway
-        finally:
-            gateway.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="rainlb-bpf-") as name,
+        loader.mounted_bpffs(Path(name)) as path,
+        closing(Gateway(path / "gateway")) as gateway,
+    ):
+        yield gateway

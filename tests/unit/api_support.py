@@ -17,7 +17,7 @@ from typing import Any
 
 from netlab.waiting import eventually
 
-from ebpf.loader import create_maps, ensure_bpffs
+from ebpf.loader import create_maps, mounted_bpffs
 from ebpf.maps import Maps
 from lb.api.control_client import encode_frame, read_frame
 from tools.lbctl.client import Client
@@ -296,16 +296,6 @@ class RunningApi:
         return Client(str(self.socket))
 
 
-@contextlib.contextmanager
-def bpffs(path: Path) -> Iterator[Path]:
-    """A mounted BPF file system for a test; gone afterwards, pins included."""
-    ensure_bpffs(path)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", str(path)], check=True)
-
-
 MAP_SIZES = {"connections": 1 << 16, "half_open": 1024, "records": 1 << 16, "captures": 1 << 16}
 
 
@@ -322,7 +312,7 @@ def running_api(
         f'[[interface]]\nname = "lo"\nsegment = "inside"\n{extra}'
     )
     with (
-        bpffs(directory / "run" / "bpf") as mount,
+        mounted_bpffs(directory / "run" / "bpf") as mount,
         contextlib.closing(create_maps(mount / "gw1" / "maps", {**MAP_SIZES, **(sizes or {})})) as maps,
         control_double(directory / "run" / "control.sock", cluster) as control,
     ):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ebpf import libbpf, loader
+from ebpf import loader
 from ebpf.maps import Maps
 from lb.health.signs import SignMeter, SignReader, Signs
 
@@ -32,12 +32,8 @@ def test_more_signs_in_a_second_than_the_bound(before: Signs, now: Signs, second
 
 @pytest.fixture
 def pins(tmp_path: Path) -> Iterator[Path]:
-    bpffs = tmp_path / "bpf"
-    loader.ensure_bpffs(bpffs)
-    try:
+    with loader.mounted_bpffs(tmp_path / "bpf") as bpffs:
         yield bpffs / "node" / "maps"
-    finally:
-        libbpf.unmount(bpffs)
 
 
 def made(pins: Path) -> Maps:

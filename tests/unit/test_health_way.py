@@ -70,13 +70,9 @@ def test_a_probe_carries_its_mark() -> None:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Path]:
-    bpffs = tmp_path / "bpf"
-    loader.ensure_bpffs(bpffs)
-    try:
+    with loader.mounted_bpffs(tmp_path / "bpf") as bpffs:
         loader.create_maps(bpffs / "node" / "maps", {"connections": 64, "half_open": 64, "tables": 4}).close()
         yield bpffs / "node"
-    finally:
-        libbpf.unmount(bpffs)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -310,17 +310,12 @@ def combinations(options: argparse.Namespace) -> Iterator[tuple[str, Method, int
 @contextmanager
 def loaded() -> Iterator[Bench]:
     """A benchmark set-up with pins of its own, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="rainlb-bench-") as name:
-        path = Path(name)
-        loader.ensure_bpffs(path)
-        try:
-            bench = Bench(path / "bench")
-            try:
-                yield bench
-            finally:
-                bench.close()
-        finally:
-            libbpf.unmount(path)
+    with (
+        tempfile.TemporaryDirectory(prefix="rainlb-bench-") as name,
+        loader.mounted_bpffs(Path(name)) as path,
+        closing(Bench(path / "bench")) as bench,
+    ):
+        yield bench
 
 
 def report(results: list[Result], quiet: bool) -> list[Result]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ebpf import layout, libbpf, loader, test_run
+from ebpf import layout, loader, test_run
 from ebpf.layout import Method, Replicate, ServiceFlag, Setting
 from ebpf.maps import Maps
 from ebpf.reasons import BY_NAME
@@ -42,20 +42,16 @@ REPEAT, RUNS = 100_000, 7
 @contextmanager
 def packet_path() -> Iterator[tuple[Maps, int]]:
     """A packet path of its own, and its entry program; gone afterwards."""
-    directory = Path(tempfile.mkdtemp(prefix="rainlb-scaling-"))
-    bpffs = directory / "bpf"
-    loader.ensure_bpffs(bpffs)
-    try:
+    with (
+        tempfile.TemporaryDirectory(prefix="rainlb-scaling-") as name,
+        loader.mounted_bpffs(Path(name)) as bpffs,
+    ):
         maps = loader.create_maps(bpffs / "node/maps", {"connections": 1 << 16, "half_open": 1 << 10})
         loader.load_programs(bpffs / "node")
         entry = loader.open_program(bpffs / "node")
         yield maps, entry
         os.close(entry)
         maps.close()
-    finally:
-        libbpf.unmount(bpffs)
-        bpffs.rmdir()
-        directory.rmdir()
 
 
 def configure(maps: Maps) -> None:

@@ -115,11 +115,7 @@ def main() -> None:
     parser.add_argument("--repeat", action="store_true")
     parser.add_argument("--seconds", type=float)
     options = parser.parse_args()
-
-    async def body(stop: asyncio.Event) -> dict[str, Any]:
-        return await Downloads(options, stop).all()
-
-    run(body, options.seconds)
+    run(lambda stop: Downloads(options, stop).all(), options.seconds)
 
 
 if __name__ == "__main__":

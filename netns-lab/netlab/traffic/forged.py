@@ -78,11 +78,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-
-    async def body(stop: asyncio.Event) -> dict[str, Any]:
-        return await flood(options, stop)
-
-    run(body, options.seconds)
+    run(lambda stop: flood(options, stop), options.seconds)
 
 
 if __name__ == "__main__":

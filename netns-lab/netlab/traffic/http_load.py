@@ -146,11 +146,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="stop after this time")
     parser.add_argument("--path", default="/")
     options = parser.parse_args()
-
-    async def body(stop: asyncio.Event) -> dict[str, Any]:
-        return await Load(options, stop).all()
-
-    run(body, options.seconds)
+    run(lambda stop: Load(options, stop).all(), options.seconds)
 
 
 if __name__ == "__main__":

@@ -74,11 +74,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=20.0, help="seconds without a number that make it lost")
     parser.add_argument("--seconds", type=float)
     options = parser.parse_args()
-
-    async def body(stop: asyncio.Event) -> dict[str, Any]:
-        return await Watch(options, stop).all()
-
-    run(body, options.seconds)
+    run(lambda stop: Watch(options, stop).all(), options.seconds)
 
 
 if __name__ == "__main__":
