@@ -82,6 +82,8 @@ enum way {
 #define WORK_SWAPPED 0x100
 // From a nat backend's endpoint, of no connection known here yet: it may turn out to be an answer.
 #define WORK_MAYBE_ANSWER 0x200
+// Out of a peer's tunnel; always WORK_FROM_PEER as well.
+#define WORK_UNWRAPPED 0x400
 
 // What lb_answer is to make.
 #define ANSWER_ECHO 1

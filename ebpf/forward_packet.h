@@ -31,17 +31,6 @@ INLINE u32 next_hop_of(struct xdp_md *ctx, struct work *w, const struct settings
     return route_refusal(answer);
 }
 
-INLINE bool may_tell_size(const struct work *w, struct xdp_md *ctx)
-{
-    struct iphdr *ip = packet_at(ctx, w->l3 & L3_OFFSET_MASK);
-
-    if (w->flags & (WORK_ICMP_ERROR | WORK_FRAGMENT_LATER))
-        return false;
-    if (w->flags & WORK_V6)
-        return true;
-    return !PAST_END(ctx, ip) && (ip->frag_off & bpf_htons(IPV4_DONT_FRAGMENT));
-}
-
 INLINE int step_forward(struct xdp_md *ctx, struct work *w, const struct settings *s)
 {
     u32 id = w->target, reason;
@@ -58,13 +47,8 @@ INLINE int step_forward(struct xdp_md *ctx, struct work *w, const struct setting
     if (reason)
         return leave(ctx, w, XDP_DROP, reason);
     overhead = t->method == METHOD_TUNNEL ? tunnel_overhead(t->address) : 0;
-    if (hop.mtu && w->l3_length + overhead > hop.mtu) {
-        if (!may_tell_size(w, ctx))
-            return leave(ctx, w, XDP_DROP, REASON_DROP_TOO_BIG);
-        w->answer = ANSWER_TOO_BIG;
-        w->answer_mtu = hop.mtu - overhead;
-        return go(ctx, w, STEP_ANSWER);
-    }
+    if (hop.mtu && w->l3_length + overhead > hop.mtu)
+        return leave_too_big(ctx, w, hop.mtu - overhead);
     if (t->method == METHOD_TUNNEL)
         reason = put_tunnel(ctx, s, w->l3, w->l3_length, v6, w->hash, t->address, &hop);
     else

@@ -109,14 +109,19 @@ INLINE bool put_link(struct xdp_md *ctx, const struct next_hop *hop, __be16 prot
     return true;
 }
 
-INLINE __be32 outer_source4(const struct settings *s, u64 hash)
+// The outer source towards `destination`; its host bits vary by flow, so that a receiver spreads the load.
+INLINE void put_outer_source(const struct settings *s, u64 hash, const __be32 *destination, __be32 *source)
 {
-    return s->tunnel_source4 ^ ((u32)(hash >> 16) & s->tunnel_vary4);
+    if (is_mapped(destination)) {
+        set_mapped(source, s->tunnel_source4 ^ ((u32)(hash >> 16) & s->tunnel_vary4));
+    } else {
+        copy_address(source, s->tunnel_source6);
+        source[3] ^= (u32)(hash >> 16) & s->tunnel_vary6;
+    }
 }
 
-INLINE void fill_outer4(struct iphdr *ip, const struct settings *s, u64 hash, __be32 destination, u16 inner, bool v6)
+INLINE void fill_outer4(struct iphdr *ip, __be32 source, __be32 destination, u16 inner, bool v6)
 {
-    __be32 source = outer_source4(s, hash);
     u32 sum;
 
     ip->version = 4;
@@ -137,24 +142,21 @@ INLINE void fill_outer4(struct iphdr *ip, const struct settings *s, u64 hash, __
     ip->check = ~((sum & 0xffff) + (sum >> 16));
 }
 
-INLINE void fill_outer6(struct ipv6hdr *ip, const struct settings *s, u64 hash, const __be32 *destination, u16 inner,
+INLINE void fill_outer6(struct ipv6hdr *ip, const __be32 *source, const __be32 *destination, u64 hash, u16 inner,
                         bool v6)
 {
-    __be32 *source = (__be32 *)&ip->saddr;
-
     // Version 6; the flow label varies with the flow, so that routers spread it, too.
     *(__be32 *)ip = bpf_htonl(0x60000000 | ((u32)(hash >> 12) & 0xfffff));
     ip->payload_len = bpf_htons(inner);
     ip->nexthdr = v6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
     ip->hop_limit = TUNNEL_HOPS;
-    copy_address(source, s->tunnel_source6);
-    source[3] ^= (u32)(hash >> 16) & s->tunnel_vary6;
+    copy_address((__be32 *)&ip->saddr, source);
     copy_address((__be32 *)&ip->daddr, destination);
 }
 
-// Wraps the IP packet at offset l3 for `destination`; 0 or the reason it cannot be done.
-INLINE u32 put_tunnel(struct xdp_md *ctx, const struct settings *s, u16 l3, u16 l3_length, bool v6, u64 hash,
-                      const __be32 *destination, const struct next_hop *hop)
+// Wraps the IP packet at offset l3 from `source` to `destination` (of one IP version); 0 or the reason it cannot be done.
+INLINE u32 put_tunnel_between(struct xdp_md *ctx, const __be32 *source, const __be32 *destination, u16 l3,
+                              u16 l3_length, bool v6, u64 hash, const struct next_hop *hop)
 {
     u16 link = link_bytes(hop);
 
@@ -166,7 +168,7 @@ INLINE u32 put_tunnel(struct xdp_md *ctx, const struct settings *s, u16 l3, u16 
         ip = packet_at(ctx, link & L3_OFFSET_MASK);
         if (PAST_END(ctx, ip) || !put_link(ctx, hop, bpf_htons(ETH_P_IP)))
             return REASON_DROP_INTERNAL;
-        fill_outer4(ip, s, hash, destination[3], l3_length, v6);
+        fill_outer4(ip, source[3], destination[3], l3_length, v6);
     } else {
         struct ipv6hdr *ip;
 
@@ -175,9 +177,19 @@ INLINE u32 put_tunnel(struct xdp_md *ctx, const struct settings *s, u16 l3, u16 
         ip = packet_at(ctx, link & L3_OFFSET_MASK);
         if (PAST_END(ctx, ip) || !put_link(ctx, hop, bpf_htons(ETH_P_IPV6)))
             return REASON_DROP_INTERNAL;
-        fill_outer6(ip, s, hash, destination, l3_length, v6);
+        fill_outer6(ip, source, destination, hash, l3_length, v6);
     }
     return 0;
+}
+
+// The same from this gateway's tunnel sources.
+INLINE u32 put_tunnel(struct xdp_md *ctx, const struct settings *s, u16 l3, u16 l3_length, bool v6, u64 hash,
+                      const __be32 *destination, const struct next_hop *hop)
+{
+    __be32 source[4];
+
+    put_outer_source(s, hash, destination, source);
+    return put_tunnel_between(ctx, source, destination, l3, l3_length, v6, hash, hop);
 }
 
 INLINE u16 tunnel_overhead(const __be32 *destination)
@@ -191,4 +203,26 @@ INLINE u32 put_plain(struct xdp_md *ctx, u16 l3, bool v6, const struct next_hop 
     if (move_head(ctx, l3, link_bytes(hop)))
         return REASON_DROP_HEADROOM;
     return put_link(ctx, hop, v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP)) ? 0 : REASON_DROP_INTERNAL;
+}
+
+// Whether the sender of a packet that is too big may be told so.
+INLINE bool may_tell_size(struct xdp_md *ctx, const struct work *w)
+{
+    struct iphdr *ip = packet_at(ctx, w->l3 & L3_OFFSET_MASK);
+
+    if (w->flags & (WORK_ICMP_ERROR | WORK_FRAGMENT_LATER))
+        return false;
+    if (w->flags & WORK_V6)
+        return true;
+    return !PAST_END(ctx, ip) && (ip->frag_off & bpf_htons(IPV4_DONT_FRAGMENT));
+}
+
+// Tells the sender what fits, or drops: for packets that the path cannot fragment.
+INLINE int leave_too_big(struct xdp_md *ctx, struct work *w, u16 mtu)
+{
+    if (!may_tell_size(ctx, w))
+        return leave(ctx, w, XDP_DROP, REASON_DROP_TOO_BIG);
+    w->answer = ANSWER_TOO_BIG;
+    w->answer_mtu = mtu;
+    return go(ctx, w, STEP_ANSWER);
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
-// Hands a packet to the node its connection belongs to: by MAC on a segment both share, else by tunnel. The receiver
-// knows it by the source MAC or the tunnel's source, and never steers it a second time.
+// Hands a packet to the node its connection belongs to: by MAC if that is on the segment it came from, else by tunnel
+// between the two gateways' own addresses. The receiver knows it by the source MAC or the tunnel's ends, and never
+// steers it a second time.
 
 #include "parse_packet.h"
 #include "remember_flow.h"
@@ -29,27 +30,53 @@ INLINE bool put_peer(struct xdp_md *ctx, u32 node)
     return true;
 }
 
+// The address at which a gateway takes tunnels of its peers, and from which it sends them; false if it has none.
+INLINE bool tunnel_end(u32 node, __be32 *address)
+{
+    struct node_entry *entry = nodes.lookup(&node);
+
+    if (!entry)
+        return false;
+    copy_address(address, entry->address);
+    return address[0] | address[1] | address[2] | address[3];
+}
+
+// The kernel asks for the next hop's link address and sends the packet itself: it only has to take the frame.
+INLINE void leave_link_as_it_is(struct xdp_md *ctx, struct next_hop *hop)
+{
+    struct ethhdr *ethernet = packet_at(ctx, 0);
+
+    if (PAST_END(ctx, ethernet))
+        return;
+    copy_mac(hop->mac, ethernet->h_dest);
+    copy_mac(hop->source_mac, ethernet->h_source);
+}
+
 INLINE int steer_by_tunnel(struct xdp_md *ctx, struct work *w, const struct settings *s)
 {
-    u32 node = w->node, reason;
-    struct node_entry *entry = nodes.lookup(&node);
     struct next_hop hop = {};
-    __be32 source[4];
+    __be32 own[4], peer[4];
+    u16 overhead;
+    u32 reason;
+    int answer;
 
-    if (!entry || !(entry->address[0] | entry->address[1] | entry->address[2] | entry->address[3]))
+    if (!tunnel_end(s->node, own) || !tunnel_end(w->node, peer) || is_mapped(own) != is_mapped(peer))
         return leave(ctx, w, XDP_DROP, REASON_DROP_NODE_UNREACHABLE);
-    if (is_mapped(entry->address))
-        set_mapped(source, s->tunnel_source4);
-    else
-        copy_address(source, s->tunnel_source6);
-    if (ask_route(ctx, w, source, entry->address, 0, &hop))
+    overhead = tunnel_overhead(peer);
+    answer = ask_route(ctx, w, own, peer, w->l3_length + overhead, &hop);
+    if (answer == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+        return leave_too_big(ctx, w, hop.mtu - overhead);
+    if (answer == BPF_FIB_LKUP_RET_NO_NEIGH)
+        leave_link_as_it_is(ctx, &hop);
+    else if (answer)
         return leave(ctx, w, XDP_DROP, REASON_DROP_NODE_UNREACHABLE);
-    // A hash of zero leaves the source unvaried: peers are recognised by it.
-    reason = put_tunnel(ctx, s, w->l3, w->l3_length, w->flags & WORK_V6, 0, entry->address, &hop);
+    reason = put_tunnel_between(ctx, own, peer, w->l3, w->l3_length, w->flags & WORK_V6, w->hash, &hop);
     if (reason)
         return leave(ctx, w, XDP_DROP, reason);
     if (!(w->flags & WORK_DRY))
         count_steered(w->service);
+    if (answer)
+        return leave(ctx, w, XDP_PASS, REASON_PASS_NEIGHBOUR_UNKNOWN);
     return leave(ctx, w, send(ctx, &hop), REASON_SENT_STEERED_TUNNEL);
 }
 
@@ -90,18 +117,26 @@ INLINE bool is_from_peer(struct xdp_md *ctx)
     return peer_macs.lookup(&key) != 0;
 }
 
-// A packet that a peer sent by tunnel: strips the outer header and starts over. GO_ON if it is none.
-INLINE u32 unwrap_from_peer(struct xdp_md *ctx, struct work *w)
+// Whether this is a whole tunnelled packet from a peer to this gateway, which may be its router as well.
+INLINE bool is_peers_tunnel(struct work *w, const struct settings *s)
+{
+    __be32 own[4];
+
+    if (w->protocol != IPPROTO_IPIP && w->protocol != IPPROTO_IPV6)
+        return false;
+    if (w->flags & (WORK_UNWRAPPED | WORK_FRAGMENT_FIRST | WORK_FRAGMENT_LATER))
+        return false;
+    copy_address(w->address.address, w->key.source);
+    return tunnel_end(s->node, own) && same_address(own, w->key.destination) && peer_addresses.lookup(&w->address);
+}
+
+// Strips the outer header of what a peer sent by tunnel and starts over. GO_ON if it is none.
+INLINE u32 unwrap_from_peer(struct xdp_md *ctx, struct work *w, const struct settings *s)
 {
     struct ethhdr *ethernet = packet_at(ctx, 0), kept;
     bool v6 = w->protocol == IPPROTO_IPV6;
 
-    if (w->protocol != IPPROTO_IPIP && w->protocol != IPPROTO_IPV6)
-        return GO_ON;
-    copy_address(w->address.address, w->key.source);
-    if ((w->flags & WORK_FROM_PEER) || !peer_addresses.lookup(&w->address))
-        return GO_ON;
-    if (PAST_END(ctx, ethernet))
+    if (!is_peers_tunnel(w, s) || PAST_END(ctx, ethernet))
         return GO_ON;
     kept = *ethernet;
     if (bpf_xdp_adjust_head(ctx, (int)w->l4 - ETHERNET_BYTES))
@@ -111,6 +146,6 @@ INLINE u32 unwrap_from_peer(struct xdp_md *ctx, struct work *w)
         return GO_ON;
     kept.h_proto = v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
     *ethernet = kept;
-    w->flags |= WORK_FROM_PEER;
+    w->flags |= WORK_FROM_PEER | WORK_UNWRAPPED;
     return LEAVE;
 }

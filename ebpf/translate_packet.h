@@ -173,21 +173,10 @@ INLINE int refuse_hops(struct xdp_md *ctx, struct work *w)
     return go(ctx, w, STEP_ANSWER);
 }
 
-INLINE bool may_tell_mtu(struct xdp_md *ctx, const struct work *w)
-{
-    struct iphdr *ip = packet_at(ctx, w->l3 & L3_OFFSET_MASK);
-
-    if (w->flags & (WORK_ICMP_ERROR | WORK_FRAGMENT_LATER))
-        return false;
-    if (w->flags & WORK_V6)
-        return true;
-    return !PAST_END(ctx, ip) && (ip->frag_off & bpf_htons(IPV4_DONT_FRAGMENT));
-}
-
 // Too big for the way out. Without "don't fragment" the kernel fragments the translated packet.
 INLINE u32 refuse_size(struct xdp_md *ctx, struct work *w, const struct next_hop *hop)
 {
-    if (may_tell_mtu(ctx, w)) {
+    if (may_tell_size(ctx, w)) {
         w->answer = ANSWER_TOO_BIG;
         w->answer_mtu = hop->mtu;
         return GO_ANSWER;

@@ -95,8 +95,8 @@ INLINE int parse_step(struct xdp_md *ctx, struct work *w, const struct settings 
         w->flags |= WORK_FROM_PEER;
     if (w->protocol == (w->flags & WORK_V6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
         return go(ctx, w, STEP_ICMP);
-    if ((s->flags & SETTING_STEERING) && unwrap_from_peer(ctx, w) == LEAVE) {
-        begin_work(ctx, w, w->flags & (WORK_FROM_PEER | WORK_DRY));
+    if ((s->flags & SETTING_STEERING) && unwrap_from_peer(ctx, w, s) == LEAVE) {
+        begin_work(ctx, w, w->flags & (WORK_FROM_PEER | WORK_UNWRAPPED | WORK_DRY));
         return go(ctx, w, STEP_PARSE);
     }
     if (w->protocol != IPPROTO_TCP && w->protocol != IPPROTO_UDP)

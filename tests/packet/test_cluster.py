@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, ICMPv6PacketTooBig
 from scapy.layers.l2 import ARP
 from scapy.packet import Packet
 
@@ -36,7 +36,7 @@ from tests.packet.frames import (
 )
 
 PEER, PEER_MAC = 2, "02:00:00:00:00:02"
-PEER_TUNNEL = "198.51.100.2"
+OWN_TUNNEL, PEER_TUNNEL = "198.51.100.254", "198.51.100.2"
 LOCAL = g.Service(1, VIP4, PORT, g.TCP, Method.LOCAL, flags=ServiceFlag.STEERED)
 KEY = layout.flow_key(CLIENT4, CLIENT_PORT, VIP4, PORT, g.TCP)
 VIP_HELD = AddressFlag.VIP | AddressFlag.HELD
@@ -122,10 +122,8 @@ def test_echo_to_a_vip_without_its_lease_is_not(gateway: g.Gateway) -> None:
 def cluster(gateway: g.Gateway) -> g.Gateway:
     """Two members; every new connection belongs to the peer by the table."""
     gateway.flags(Setting.STEERING)
-    for node in (g.NODE, PEER):
-        entry = np.zeros((), layout.NODE_ENTRY)
-        entry["address"], entry["flags"] = layout.pack_address(PEER_TUNNEL), int(NodeFlag.MEMBER)
-        gateway.maps.nodes.set(node, entry)
+    for node, end in ((g.NODE, OWN_TUNNEL), (PEER, PEER_TUNNEL)):
+        set_member(gateway, node, True, end)
     path, key = np.zeros((), layout.NODE_PATH), np.zeros((), layout.NODE_PATH_KEY)
     path["mac"], path["source_mac"] = g.mac_bytes(PEER_MAC), g.mac_bytes(g.GATEWAY_MAC)
     key["ifindex"], key["node"] = g.LOOPBACK, PEER
@@ -144,9 +142,11 @@ def steer_all_to(gateway: g.Gateway, node: int) -> None:
     gateway.settings()
 
 
-def set_member(gateway: g.Gateway, node: int, member: bool) -> None:
+def set_member(gateway: g.Gateway, node: int, member: bool, tunnel_end: str = "") -> None:
     entry = np.zeros((), layout.NODE_ENTRY)
     entry["flags"] = int(NodeFlag.MEMBER) if member else 0
+    if tunnel_end:
+        entry["address"] = layout.pack_address(tunnel_end)
     gateway.maps.nodes.set(node, entry)
 
 
@@ -202,7 +202,7 @@ def test_nodes_without_a_common_segment_use_a_tunnel(cluster: g.Gateway, namespa
     assert verdict == Verdict.REDIRECT
     assert_valid(out)
     wrapped = Ether(out)
-    assert (wrapped[IP].src, wrapped[IP].dst, wrapped[IP].proto) == ("172.16.0.0", PEER_TUNNEL, 4)
+    assert (wrapped[IP].src, wrapped[IP].dst, wrapped[IP].proto) == (OWN_TUNNEL, PEER_TUNNEL, 4)
     assert bytes(wrapped[IP].payload) == bytes(packet.payload)
     assert cluster.reasons() == {"SENT_STEERED_TUNNEL": 1}
 
@@ -214,24 +214,82 @@ def test_a_node_that_cannot_be_reached_is_an_alarm(cluster: g.Gateway) -> None:
     assert cluster.reasons() == {"DROP_NODE_UNREACHABLE": 1}
 
 
+@pytest.mark.parametrize("router", ["another", "the peer itself, on a segment that both share"])
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_peers_tunnel_is_unwrapped_and_not_steered_again(cluster: g.Gateway, family: int) -> None:
+def test_a_peers_tunnel_is_unwrapped_and_not_steered_again(cluster: g.Gateway, family: int, router: str) -> None:
     if family == 6:
         cluster.put_service(g.Service(2, VIP6, PORT, g.TCP, Method.LOCAL, flags=ServiceFlag.STEERED))
     inner = client(family, "S").payload
-    wrapped = link() / IP(src=PEER_TUNNEL, dst="198.51.100.254", proto=4 if family == 4 else 41) / inner
-    verdict, out = cluster.run(bytes(wrapped))
+    wrapped = link() / IP(src=PEER_TUNNEL, dst=OWN_TUNNEL, proto=4 if family == 4 else 41) / inner
+    verdict, out = cluster.run(bytes(wrapped) if router == "another" else from_peer(wrapped))
     assert verdict == Verdict.PASS
     assert bytes(Ether(out).payload) == bytes(inner)
     assert cluster.reasons() == {"NOTE_NOT_STEERED_TWICE": 1, "PASS_LOCAL": 1}
 
 
 def test_an_inner_tunnel_is_not_unwrapped_twice(cluster: g.Gateway) -> None:
-    inner = IP(src=PEER_TUNNEL, dst=VIP4, proto=4) / client(4, "S").payload
-    wrapped = link() / IP(src=PEER_TUNNEL, dst="198.51.100.254", proto=4) / inner
+    inner = IP(src=PEER_TUNNEL, dst=OWN_TUNNEL, proto=4) / client(4, "S").payload
+    wrapped = link() / IP(src=PEER_TUNNEL, dst=OWN_TUNNEL, proto=4) / inner
     verdict, out = cluster.run(bytes(wrapped))
     assert (verdict, bytes(Ether(out).payload)) == (Verdict.PASS, bytes(inner))
     assert cluster.reasons() == {"PASS_PROTOCOL": 1}
+
+
+NOT_FOR_US = {
+    "to another gateway, by way of this one": IP(src=PEER_TUNNEL, dst="198.51.100.3", proto=4),
+    "from a stranger": IP(src="198.51.100.77", dst=OWN_TUNNEL, proto=4),
+    "the first part of it": IP(src=PEER_TUNNEL, dst=OWN_TUNNEL, proto=4, flags="MF"),
+    "a later part of it": IP(src=PEER_TUNNEL, dst=OWN_TUNNEL, proto=4, frag=100),
+}
+
+
+@pytest.mark.parametrize("what", NOT_FOR_US)
+def test_other_tunnels_are_left_to_the_kernel(cluster: g.Gateway, what: str) -> None:
+    frame = bytes(link() / NOT_FOR_US[what] / client(4, "S").payload)
+    assert cluster.run(frame) == (Verdict.PASS, frame)
+    assert cluster.reasons() == {"PASS_PROTOCOL": 1}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_too_big_for_the_tunnel_to_its_node_is_told_to_the_sender(
+    cluster: g.Gateway, namespace: dict[str, int], family: int
+) -> None:
+    cluster.put_service(g.Service(2, VIP6, PORT, g.TCP, Method.LOCAL, flags=ServiceFlag.STEERED))
+    room = 1500 - 20
+    fits = client(family, "A") / Raw(bytes(room - len(client(family, "A").payload)))
+    if family == 4:
+        fits[IP].flags = "DF"
+    assert cluster.run(bytes(fits), ifindex=namespace["outside"])[0] == Verdict.REDIRECT
+    verdict, out = cluster.run(bytes(fits / Raw(b"x")), ifindex=namespace["outside"])
+    assert verdict == Verdict.TX
+    assert_valid(out)
+    error = Ether(out)[ICMP] if family == 4 else Ether(out)[ICMPv6PacketTooBig]
+    assert (error.nexthopmtu if family == 4 else error.mtu) == room
+    assert cluster.reasons() == {"SENT_STEERED_TUNNEL": 1, "SENT_TOO_BIG": 1}
+
+
+def test_where_the_next_hop_to_its_node_is_unknown_the_kernel_sends_it(
+    cluster: g.Gateway, namespace: dict[str, int]
+) -> None:
+    set_member(cluster, PEER, True, "198.51.100.66")
+    packet = client(4, "S")
+    verdict, out = cluster.run(bytes(packet), ifindex=namespace["outside"])
+    assert verdict == Verdict.PASS
+    assert_valid(out)
+    wrapped = Ether(out)
+    assert (wrapped.src, wrapped.dst) == (packet.src, packet.dst)
+    assert (wrapped[IP].src, wrapped[IP].dst, bytes(wrapped[IP].payload)) == (
+        OWN_TUNNEL,
+        "198.51.100.66",
+        bytes(packet.payload),
+    )
+    assert cluster.reasons() == {"PASS_NEIGHBOUR_UNKNOWN": 1}
+
+
+def test_tunnel_ends_of_different_ip_versions_do_not_meet(cluster: g.Gateway, namespace: dict[str, int]) -> None:
+    set_member(cluster, PEER, True, "2001:db8:eeee::2")
+    assert cluster.run(bytes(client(4, "S")), ifindex=namespace["outside"])[0] == Verdict.DROP
+    assert cluster.reasons() == {"DROP_NODE_UNREACHABLE": 1}
 
 
 def serve_nat(gateway: g.Gateway) -> None:

@@ -79,7 +79,7 @@ class Walk:
         self.ingress, self.forced = ingress, forced
         self.original = frame
         self.commits: list[Callable[[], None]] = []
-        self.from_peer = self.by_turn = False
+        self.from_peer = self.unwrapped = self.by_turn = False
         self.unsure: Key | None = None
         self.doubtful: tuple[Key, Entry] | None = None
         self.target = 0
@@ -149,13 +149,15 @@ class Walk:
 
     def unwrap(self) -> bool:
         packet = self.packet
-        if packet.protocol not in (IPIP, IN6) or self.from_peer or packet.source not in self.world.peer_address:
+        if packet.protocol not in (IPIP, IN6) or self.unwrapped or packet.fragment:
+            return False
+        if packet.source not in self.world.peer_address or packet.destination != self.world.node_address[SELF]:
             return False
         if packet.l4 > len(packet.frame) or len(packet.frame) - packet.l4 < 1:
             return False
         kind = b"\x86\xdd" if packet.protocol == IN6 else b"\x08\x00"
         self.begin(packet.frame[:12] + kind + packet.frame[packet.l4 :])
-        self.from_peer = True
+        self.from_peer = self.unwrapped = True
         return True
 
     def transport(self) -> str:
@@ -456,11 +458,15 @@ class Walk:
         packet, world = self.packet, self.world
         if node in world.peer_mac.values() and self.ingress == "wan":
             return self.leave("TX", "SENT_STEERED", b"".join(world.node_path) + packet.frame[12:])
-        address = world.node_address[node]
+        own, address = world.node_address[SELF], world.node_address[node]
         egress, mac = self.route(address)
-        if mac is None:
+        if mac is None or own.startswith(MAPPED) != address.startswith(MAPPED):
             return self.leave("DROP", "DROP_NODE_UNREACHABLE")
-        frame = rewriting.tunnel(world, packet, address, 0, mac, world.route_source_mac[egress], 0)
+        overhead = 20 if address.startswith(MAPPED) else 40
+        if packet.ip_length + overhead > world.route_mtu[egress]:
+            return self.answer_size(world.route_mtu[egress] - overhead)
+        source = own[12:] if own.startswith(MAPPED) else own
+        frame = rewriting.tunnel(packet, source, address, self.hash, mac, world.route_source_mac[egress], 0)
         return self.out(egress, "SENT_STEERED_TUNNEL", frame)
 
     # ----------------------------------------------------------------------------------------------- forwarding
@@ -494,6 +500,9 @@ class Walk:
         p = self.packet
         return not self.error and not p.later_fragment and (p.v6 or bool(p.frame[p.l3 + 6] & 0x40))
 
+    def answer_size(self, mtu: int) -> Result:
+        return self.too_big(mtu) if self.may_answer_size() else self.leave("DROP", "DROP_TOO_BIG")
+
     def too_big(self, mtu: int) -> Result:
         frame = answers.error(self.packet, "too big", mtu)
         return self.leave("DROP", "DROP_TOO_BIG") if frame is None else self.leave("TX", "SENT_TOO_BIG", frame)
@@ -511,9 +520,10 @@ class Walk:
             mac, source_mac, vlan = resolved, world.route_source_mac[egress], 0
         overhead = (20 if target4 else 40) if tunnel else 0
         if target.mtu and p.ip_length + overhead > target.mtu:
-            return self.too_big(target.mtu - overhead) if self.may_answer_size() else self.leave("DROP", "DROP_TOO_BIG")
+            return self.answer_size(target.mtu - overhead)
         if tunnel:
-            frame = rewriting.tunnel(world, p, target.address, self.hash, mac, source_mac, vlan)
+            source = rewriting.outer_source(world, target.address, self.hash)
+            frame = rewriting.tunnel(p, source, target.address, self.hash, mac, source_mac, vlan)
         else:
             frame = rewriting.relink(p, mac, source_mac, vlan)
         return self.out(egress, "SENT_ICMP_ERROR" if self.error else "SENT_FORWARDED", frame)

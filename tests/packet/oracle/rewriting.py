@@ -55,19 +55,24 @@ def varied(address: bytes, value: int, mask: int) -> bytes:
     return address[:-4] + (word ^ (value >> 16 & 0xFFFFFFFF & mask_in_memory)).to_bytes(4, "little")
 
 
+def outer_source(world: World, destination: bytes, value: int) -> bytes:
+    """The tunnel source of a flow, as long as its IP version's addresses are."""
+    if destination.startswith(MAPPED):
+        return varied(world.tunnel_source4, value, world.tunnel_vary4)
+    return varied(world.tunnel_source6, value, world.tunnel_vary6)
+
+
 def tunnel(
-    world: World, packet: Packet, destination: bytes, value: int, mac: bytes, source_mac: bytes, vlan: int
+    packet: Packet, source: bytes, destination: bytes, value: int, mac: bytes, source_mac: bytes, vlan: int
 ) -> bytes:
     """The IP packet (and whatever padding follows it) inside another one."""
     inner = packet.frame[packet.l3 :]
     protocol = 41 if packet.v6 else 4
     if destination.startswith(MAPPED):
-        source = varied(world.tunnel_source4, value, world.tunnel_vary4)
         head = struct.pack("!BBHHHBBH", 0x45, 0, packet.ip_length + 20, 0, 0x4000, TUNNEL_HOPS, protocol, 0)
         head += source + destination[12:]
         head = head[:10] + checksum(head).to_bytes(2, "big") + head[12:]
         return link(mac, source_mac, vlan, 0x0800) + head + inner
-    source = varied(world.tunnel_source6, value, world.tunnel_vary6)
     head = struct.pack("!IHBB", 0x60000000 | value >> 12 & 0xFFFFF, packet.ip_length, protocol, TUNNEL_HOPS)
     return link(mac, source_mac, vlan, 0x86DD) + head + source + destination + inner
 

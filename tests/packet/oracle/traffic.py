@@ -16,6 +16,8 @@ CLIENTS4 = [packed(f"198.18.0.{n}") for n in range(1, 25)]
 CLIENTS6 = [packed(f"fd00:c::{n:x}") for n in range(1, 25)]
 PORTS = range(40000, 40012)
 TCP_FLAGS = (0x02, 0x10, 0x10, 0x10, 0x18, 0x12, 0x11, 0x14, 0x04, 0x01, 0xC2, 0x00)
+# Where tunnels of peers end: here, and at somebody whose router this gateway is.
+OUTER_ENDS = ("172.16.0.1", "172.16.0.1", "172.16.0.7")
 OUTSIDE_MAC, OWN_MAC, PEER_MAC = b"\x02\xaa\x00\x00\x00\x09", b"\x02\x00\x00\x00\x00\x01", b"\x02\xee\x00\x00\x00\x02"
 ROUTED4 = [packed("198.51.100.7"), packed("203.0.113.9"), packed("192.0.2.4")]
 ROUTED6 = [packed("2001:db8:7::1"), packed("2001:db8:9::1")]
@@ -245,10 +247,11 @@ class Traffic:
         source = self.rng.choice([*self.world.peer_address, packed("172.16.0.99")])
         protocol = IN6 if flow.v6 else IPIP
         if source.startswith(MAPPED):
-            return self.frame(
-                ipv4(source, packed("172.16.0.1"), protocol, inner), "from peer by tunnel", mac=OUTSIDE_MAC
-            )
-        return self.frame(ipv6(source, packed("fd00:99::1"), protocol, inner), "from peer by tunnel", mac=OUTSIDE_MAC)
+            outer = ipv4(source, packed(self.rng.choice(OUTER_ENDS)), protocol, inner)
+        else:
+            outer = ipv6(source, packed("fd00:99::1"), protocol, inner)
+        # Two gateways may share a segment other than the one the packet came from.
+        return self.frame(outer, "from peer by tunnel", mac=self.rng.choice((OUTSIDE_MAC, PEER_MAC)))
 
     def other(self) -> Sent:
         rng = self.rng

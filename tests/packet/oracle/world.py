@@ -167,7 +167,12 @@ def make(rng: random.Random, ifindex: dict[str, int], route_source_mac: dict[str
         tunnel_vary4=0xFFFF,
         tunnel_source6=packed("fd00:99::1"),
         tunnel_vary6=0xFFFFFF,
-        node_address={BY_MAC: packed("10.2.0.2"), BY_TUNNEL: packed("10.2.0.3"), GONE: packed("10.2.0.4")},
+        node_address={
+            SELF: packed(rng.choice(("172.16.0.1", "fd00:99::1"))),
+            BY_MAC: packed("10.2.0.2"),
+            BY_TUNNEL: packed(rng.choice(("10.2.0.3", "fd00:2::3"))),
+            GONE: packed("10.2.0.4"),
+        },
         members={SELF, BY_MAC, BY_TUNNEL},
         peer_mac={b"\x02\xee\x00\x00\x00\x02": BY_MAC},
         peer_address={packed("172.16.0.3"): BY_TUNNEL, packed("fd00:99::3"): BY_TUNNEL},
@@ -267,9 +272,6 @@ def _install_cluster(maps: Maps, world: World) -> None:
         entry = np.zeros((), layout.NODE_ENTRY)
         entry["address"], entry["flags"] = np.frombuffer(address, "u1"), NodeFlag.MEMBER * (node in world.members)
         maps.nodes.set(node, entry)
-    own = np.zeros((), layout.NODE_ENTRY)
-    own["flags"] = NodeFlag.MEMBER
-    maps.nodes.set(SELF, own)
     path, path_key = np.zeros((), layout.NODE_PATH), np.zeros((), layout.NODE_PATH_KEY)
     path_key["ifindex"], path_key["node"] = world.ifindex["wan"], BY_MAC
     path["mac"], path["source_mac"] = (np.frombuffer(mac, "u1") for mac in world.node_path)
