@@ -29,6 +29,7 @@ from lb.events import Event
 from lb.gateway import OWN_CALLER, Component, Gateway
 from lb.single_node import SingleNode
 from lb.upkeep.figures import collect_figures
+from lb.upkeep.local_services import LocalServices
 from lb.upkeep.loop_lag import LoopLag
 from lb.upkeep.own_addresses import OwnAddresses
 from lb.upkeep.path_watch import PathWatch
@@ -80,8 +81,11 @@ class Daemon:
         gateway.driver = EngineDriver(gateway.engine, self._engine_failed)
         gateway.neighbours = Neighbours(self._hops_changed)
         methods.register(gateway, lambda: self.shut_down(detach=True))
-        parts: list[Component] = [OwnAddresses(gateway), Sweeps(gateway), PathWatch(gateway), self._probe_way]
-        self._components = [self._cluster_component(), *parts]
+        parts: list[Component] = [Sweeps(gateway), PathWatch(gateway), self._probe_way]
+        if self.node.ring is not None:
+            parts.append(LocalServices(gateway))
+        # A gateway tells its peers at which of its own addresses they reach it.
+        self._components = [OwnAddresses(gateway), self._cluster_component(), *parts]
         await gateway.driver.start()
         self._follow_store()
         # Maps first, program last: from its first packet on the path knows everything.

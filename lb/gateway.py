@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from lb import __version__
 from lb.background import Background
 from lb.configuration.advice import Network
-from lb.configuration.model import ClusterConfig
+from lb.configuration.model import ClusterConfig, IpAddress
 from lb.configuration.node import NodeConfig
 from lb.configuration.store import ConfigStore, FileStore
 from lb.control import Caller, ControlServer
@@ -59,6 +59,8 @@ class Gateway:
         self.neighbours: Neighbours
         # By segment, the networks in which this gateway has an address of its own.
         self.networks: dict[str, set[Network]] = {segment: set() for segment in node.segments}
+        # By interface of the packet path, the gateway's own addresses there: no VIPs, none of the link's alone.
+        self.own_addresses: dict[str, tuple[IpAddress, ...]] = {}
         # What the last sweep over the connections found.
         self.census = Census()
         # The event loop's worst delay of late, in seconds.

@@ -70,7 +70,7 @@ from .shared import (
 )
 from .sockets import READ_MAX, Sockets, UdpLink, parse_address
 from .subscriptions import Subscriptions, log
-from .transport.effects import PeerConfig, Transmit
+from .transport.effects import PeerConfig, Transmit, TurnedAway
 
 EVENTS_MAX = 1024  # per iterator; older ones are dropped and counted
 LEAVE_TIMEOUT_S = 0.5
@@ -340,6 +340,10 @@ class Ring(Subscriptions, Coordination):
         for link in self._sockets.links if self._sockets is not None else []:
             figures.update({f"link{link.index}_{name}": value for name, value in link.counts.items()})
         return figures
+
+    def turned_away(self) -> dict[str, TurnedAway]:
+        """The last datagram refused for each reason that `stats` counts as `transport_…`."""
+        return dict(self._node.transport.turned_away)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 

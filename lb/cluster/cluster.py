@@ -87,7 +87,7 @@ class Cluster:
         self.resources = Resources(node.resources, self._resource_changed)
         self._steering: SteeringTask
         self._loads: LoadMeter
-        self._refusals = Refusals()
+        self.refusals = Refusals(self.state.name)
         # For the steering table, for the tables prepared for the next departure, and for the load meter.
         self._workers = worker_pool(node, 3, "cluster")
         self._patience = Patience(self._restart_overdue)
@@ -133,6 +133,7 @@ class Cluster:
             self.resources,
             gateway.set_state,
             self._links_changed,
+            lambda: gateway.own_addresses,
         )
         self.own.config_version = self.store.current.version
         self.vips = VipManager(
@@ -403,7 +404,7 @@ class Cluster:
             await asyncio.sleep(TICK_S)
             self._judge_strangers()
             self._publish()
-            for event in self._refusals.take(time.monotonic(), self.ring.stats()):
+            for event in self.refusals.take(time.monotonic(), self.ring.stats(), self.ring.turned_away()):
                 self.journal.tell(event)
             self.state.loads = self.stats.vip_loads(self.state.view.members) if self.state.view is not None else {}
             self._react()

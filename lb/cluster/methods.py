@@ -82,12 +82,11 @@ def _node_row(cluster: Cluster, node: int) -> dict[str, Any]:
     facts = state.facts.get(node, NodeFacts())
     standing = seat_of(state.cluster(cluster.store.current), node).standing
     stats = cluster.stats.of(node) if member else {}
-    restarting = node in state.restarting and not member
     return stats | {
         "name": state.name(node),
         "id": node,
         "state": STATE_NAMES[standing] if member else "gone",
-        "reason": facts.reason or None if member else "restarting" if restarting else "not in the cluster's view",
+        "reason": facts.reason or None if member else _why_gone(cluster, node),
         "in_view": member,
         "drained": node in state.drained,
         "version": facts.version or None,
@@ -95,6 +94,12 @@ def _node_row(cluster: Cluster, node: int) -> dict[str, Any]:
         "segments": list(facts.segments) if member else [],
         "vip_count": sum(1 for holding in state.holdings.values() if holding.owner == node),
     }
+
+
+def _why_gone(cluster: Cluster, node: int) -> str:
+    if node in cluster.state.restarting:
+        return "restarting"
+    return cluster.refusals.of(node, time.monotonic()) or "not in the cluster's view"
 
 
 async def _vips(cluster: Cluster, _params: Params, _caller: Caller) -> list[dict[str, Any]]:

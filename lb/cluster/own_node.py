@@ -2,14 +2,15 @@
 """How fit this gateway is, and what it tells the others of itself."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from lb import __version__
 from lb.cluster.ownership import NODE_PREFIX, NodeFacts, pack
 from lb.cluster.placement import Standing
 from lb.cluster.resources import Resources
 from lb.cluster.state import ClusterState
-from lb.cluster.steering import LocalLink
+from lb.cluster.steering import LocalLink, tunnel_end
+from lb.configuration.model import IpAddress
 from lb.configuration.node import NodeConfig
 from lb.connections.replication import Replication
 from lb.network.links import LinkWatch
@@ -25,7 +26,8 @@ STATE_NAMES = {
 
 
 class OwnNode:
-    """Standing and facts of this gateway. `set_state(state, reason)` tells the daemon."""
+    """Standing and facts of this gateway. `set_state(state, reason)` tells the daemon; `addresses()` are its own, by
+    interface of the packet path."""
 
     def __init__(
         self,
@@ -36,6 +38,7 @@ class OwnNode:
         resources: Resources,
         set_state: Callable[[str, str], None],
         links_changed: Callable[[bool], None],
+        addresses: Callable[[], Mapping[str, tuple[IpAddress, ...]]],
     ) -> None:
         self._node = node
         self._started_at = started_at
@@ -44,6 +47,7 @@ class OwnNode:
         self._resources = resources
         self._set_state = set_state
         self._links_changed = links_changed
+        self._addresses = addresses
         self._published: NodeFacts | None = None
         self._segments = {interface.name: interface.segment for interface in node.interfaces}
         self.links = LinkWatch(asyncio.get_running_loop(), self._segments, self._watch_links)
@@ -85,18 +89,21 @@ class OwnNode:
     def facts(self) -> NodeFacts:
         """What this gateway tells the others of itself."""
         links = self.links.links
-        tunnel = self._node.engine.tunnel_sources
         return NodeFacts(
             name=self._node.node.name,
             standing=int(self.standing()),
             reason=self.reason(),
             segments=tuple(sorted({self._segments[name] for name in self._up})),
             macs=tuple((segment, links[name].mac) for name, segment in self._segments.items() if name in links),
-            tunnel_address=tunnel[0].partition("/")[0] if tunnel else "",
+            tunnel_address=self._tunnel_end(),
             version=__version__,
             config_version=self.config_version,
             started_at=self._started_at,
         )
+
+    def _tunnel_end(self) -> str:
+        ring = self._node.ring
+        return tunnel_end(ring.listen if ring is not None else (), self._addresses())
 
     def publish(self, *, anew: bool = False) -> NodeFacts:
         """Tell the daemon and, when they have changed (or `anew`), the others."""

@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datagrams that the ring refuses, told to people: most often somebody has configured something differently.
 
-The ring only counts what it refuses and is not disturbed by it. Here the counters become events that say what is
-probably wrong and what to do. Pure.
+The ring only counts what it refuses and is not disturbed by it. Here the counters become events, and reasons why a
+gateway is not in the cluster, that say what is probably wrong, where, and what to do. Pure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from lb.events import Event
+from sync.transport import TurnedAway
+from sync.transport.wire import VERSION
 
 # Fewer than that between two looks are strays: a port scan, a datagram from before a restart.
 WORTH_TELLING = 3
 # The same trouble is told again only after this time.
 QUIET_S = 600.0
+# A gateway that tries to join is heard more often than that.
+PRESENT_S = 10.0
 PREFIX = "transport_"
 
 EXPLANATIONS = {
     "other_version": (
-        "they speak another version of the ring's protocol",
+        f"they speak another version of the ring's protocol than this gateway's {VERSION}",
         "install the same version of rainlb on all gateways (`lbctl nodes` shows what each runs)",
     ),
     "other_cluster": (
@@ -52,21 +56,47 @@ EXPLANATIONS = {
 
 
 class Refusals:
-    """Follows the ring's counters; `take` gives what is worth an event."""
+    """Follows the ring's counters; `take` gives what is worth an event. `name` gives a node id's name."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: Callable[[int], str]) -> None:
+        self._name = name
         self._seen: dict[str, float] = {}
         self._told: dict[str, float] = {}
+        # By node: why its datagrams are refused, and when that was last so.
+        self._refused: dict[int, tuple[str, float]] = {}
 
-    def take(self, now: float, counters: Mapping[str, float]) -> list[Event]:
-        """The events for what was refused since the last look; `now` in seconds, `counters` as of `Ring.stats`."""
+    def take(self, now: float, counters: Mapping[str, float], last: Mapping[str, TurnedAway]) -> list[Event]:
+        """The events for what was refused since the last look.
+
+        `now` in seconds; `counters` and `last` as of `Ring.stats` and `Ring.turned_away`.
+        """
         events = []
         for reason, (what, remedy) in EXPLANATIONS.items():
             count = counters.get(PREFIX + reason, 0.0)
             fresh, self._seen[reason] = count - self._seen.get(reason, 0.0), count
+            if fresh and reason in last:
+                self._refused[last[reason].peer] = reason, now
             if fresh < WORTH_TELLING or now - self._told.get(reason, -QUIET_S) < QUIET_S:
                 continue
             self._told[reason] = now
-            text = f"datagrams at the ring's port are refused: {what}; {remedy}"
+            text = f"datagrams at the ring's port are refused: {what}{self._origin(reason, last)}; {remedy}"
             events.append(Event("ring.refused", text, subject=reason, why=reason, severity="warning"))
         return events
+
+    def of(self, node: int, now: float) -> str:
+        """Why what a peer's address sends is refused at present, and what to do; empty if it is not."""
+        reason, at = self._refused.get(node, ("", now))
+        if not reason or now - at > PRESENT_S:
+            return ""
+        what, remedy = EXPLANATIONS[reason]
+        return f"its datagrams are refused: {what}; {remedy}"
+
+    def _origin(self, reason: str, last: Mapping[str, TurnedAway]) -> str:
+        """Where the last one came from and whom it names, as far as it can be read."""
+        if reason not in last:
+            return ""
+        source, peer, version, claimed = last[reason]
+        host = source[0] if isinstance(source, tuple) else source
+        whose = f"the address of {self._name(peer)}" if peer else "nobody's address"
+        said = f"version {version}" if reason == "other_version" else f"node id {claimed} ({self._name(claimed)})"
+        return f" (the last from {host}, {whose}, with {said})"

@@ -8,6 +8,7 @@ steering table for the same view. Pure rows first, then the writer that puts the
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ebpf import layout
 from ebpf.layout import NODE_COUNT_MAX, STEERING_TABLE, NodeFlag
 from ebpf.maps import Map, Maps
 from lb.cluster.ownership import Cluster, NodeFacts, steering_nodes, working_nodes
+from lb.configuration.model import IpAddress
 from lb.engine.backend_table import Choice, maglev
 from lb.engine.plan import marked
 
@@ -43,6 +45,17 @@ class Peering:
     tunnel_addresses: tuple[tuple[int, str], ...]
     paths: tuple[tuple[int, int, bytes, bytes], ...]  # ifindex, node, its MAC, our MAC
     macs: tuple[tuple[bytes, int], ...]
+
+
+def tunnel_end(listen: Iterable[str], addresses: Mapping[str, Iterable[IpAddress]]) -> str:
+    """The address at which a gateway takes what peers without a common segment hand over; empty if it has none.
+
+    `listen`: the ring's addresses with ports; `addresses`: the gateway's own, by interface of the packet path. An
+    address of the ring comes first: the peers have a route to it, and its next hop is known all the time.
+    """
+    own = [str(address) for each in addresses.values() for address in each]
+    ring = [str(ip_address(text.rpartition(":")[0].strip("[]"))) for text in listen]
+    return next((address for address in ring if address in own), own[0] if own else "")
 
 
 def peering(cluster: Cluster, node: int, links: Iterable[LocalLink]) -> Peering:

@@ -3,12 +3,14 @@
 
 import contextlib
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ebpf import libbpf, loader, probe_path
 from ebpf.layout import AddressFlag
 from ebpf.maps import LayoutMismatchError, Maps, MapsMissingError
+from lb.configuration.model import IpAddress
 from lb.configuration.node import NodeConfig
 from lb.engine.packet_engine import read_addresses
 from lb.network.netlink import Netlink
@@ -45,28 +47,46 @@ def attach_path(node: NodeConfig) -> list[Attached]:
     for interface in node.interfaces:
         done = loader.attach(interface.name, node.pins, loader.Mode(interface.xdp))
         attached.append(Attached(done.interface, str(done.mode), done.program))
-    _let_kernel_help([interface.name for interface in node.interfaces])
+    _prepare_kernel(node)
     loader.drop_old_versions(node.pins)
     stamp.write_text(digest)
     return attached
 
 
-def _let_kernel_help(names: list[str]) -> None:
-    """Translated packets whose next hop is unknown go through the kernel, from an address that may be its own.
+def _prepare_kernel(node: NodeConfig) -> None:
+    """What the kernel does with the packets it is left with.
 
-    Without this it drops such answers as forged: a gateway that holds the addresses of both sides, and that nobody has
+    Translated packets whose next hop is unknown go through the kernel, from an address that may be its own. Unless it
+    accepts that, it drops such answers as forged: a gateway that holds the addresses of both sides, and that nobody has
     asked by ARP yet because it took over by announcement, would answer nobody.
+
+    In a cluster it answers from VIPs that another gateway holds (see `deliver_locally`): in their name no ARP may
+    leave, or neighbours would take this gateway for the holder.
     """
+    names = {interface.name for interface in node.interfaces}
     with Netlink() as netlink:
         for link in netlink.links():
             if link.name in names:
-                netlink.accept_own_sources(link.index, loosely=_is_strict(link.name))
+                netlink.accept_own_sources(link.index, loosely=_setting(link.name, "rp_filter") == 1)
+                if node.ring is not None:
+                    netlink.keep_arp_apart(link.index, ignore=max(1, _setting(link.name, "arp_ignore")))
 
 
-def _is_strict(interface: str) -> bool:
-    """Whether packets must come in where an answer would go out (RFC 3704); the stricter of the two settings counts."""
-    values = [int(Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").read_text()) for name in ("all", interface)]
-    return max(values) == 1
+def _setting(interface: str, name: str) -> int:
+    """An IPv4 setting of an interface; of its own value and that for all interfaces the greater counts."""
+    places = [Path(f"/proc/sys/net/ipv4/conf/{place}/{name}") for place in ("all", interface)]
+    return max(int(place.read_text()) for place in places)
+
+
+def deliver_locally(wanted: Iterable[IpAddress]) -> None:
+    """Makes packets to these addresses, and no others, ones for the kernel of this gateway, whoever holds them."""
+    addresses = set(wanted)
+    with Netlink() as netlink:
+        present = netlink.delivered_locally()
+        for address in addresses - present:
+            netlink.deliver_locally(address)
+        for address in present - addresses:
+            netlink.deliver_no_longer(address)
 
 
 def release_held(node: NodeConfig) -> list[str]:
@@ -107,6 +127,7 @@ def detach_path(node: NodeConfig) -> list[str]:
     """Takes the program off every interface and forgets maps and connections; returns the interfaces it was on."""
     names = [interface.name for interface in node.interfaces if loader.detach(interface.name, node.pins)]
     probe_path.detach([interface.name for interface in node.interfaces], node.pins)
+    deliver_locally(())
     loader.remove(node.pins)
     (node.run_dir / PROGRAM_STAMP).unlink(missing_ok=True)
     # The kernel puts files of its own into a BPF file system; only directories are gateways.

@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
 
@@ -26,7 +26,7 @@ _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_REPLACE, _NLM_F_DUMP, _NLM_F_CREATE = 0x1, 0x
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
-_RTM_GETROUTE = 26
+_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTM_NEWNEIGH, _RTM_DELNEIGH, _RTM_GETNEIGH = 28, 29, 30
 _GROUP_LINK, _GROUP_NEIGH, _GROUP_IPV4_ADDR, _GROUP_IPV6_ADDR = 0x1, 0x4, 0x10, 0x100
 
@@ -38,10 +38,16 @@ _ROUTE = struct.Struct("=BBBBBBBBI")
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_OPERSTATE, _IFLA_AF_SPEC = 1, 3, 4, 16, 26
 _IFLA_INET_CONF = 1
-_DEVCONF_RP_FILTER, _DEVCONF_ACCEPT_LOCAL = 8, 23
+_DEVCONF_RP_FILTER, _DEVCONF_ARP_ANNOUNCE, _DEVCONF_ARP_IGNORE, _DEVCONF_ACCEPT_LOCAL = 8, 18, 19, 23
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS = 1, 2, 6, 8
 _NDA_DST, _NDA_LLADDR = 1, 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC = 1, 4, 5, 7
+_RT_TABLE_LOCAL, _RT_SCOPE_HOST, _RTN_LOCAL = 255, 254, 2
+# Who made a route: a number that no routing daemon has (iproute2's rt_protos).
+_RTPROT_RAINLB = 208
+# The kernel gives the loopback interface this number in every network namespace.
+_LOOPBACK = 1
+_SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _IFA_F_NODAD = 0x02
@@ -186,6 +192,20 @@ def _address_body(index: int, address: IPv4Address | IPv6Address, prefix: int) -
     return body
 
 
+def _local_route(address: IPv4Address | IPv6Address) -> bytes:
+    fields = (address.max_prefixlen, 0, 0, _RT_TABLE_LOCAL, _RTPROT_RAINLB, _RT_SCOPE_HOST, _RTN_LOCAL, 0)
+    body = _ROUTE.pack(_family(address), *fields)
+    return body + _attribute(_RTA_DST, address.packed) + _attribute(_RTA_OIF, struct.pack("=I", _LOOPBACK))
+
+
+def _parse_local_route(body: memoryview) -> IPv4Address | IPv6Address | None:
+    _, _, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(body)
+    destination = dict(_attributes(body[_ROUTE.size :])).get(_RTA_DST)
+    if (table, protocol, kind) != (_RT_TABLE_LOCAL, _RTPROT_RAINLB, _RTN_LOCAL) or destination is None:
+        return None
+    return ip_address(bytes(destination))
+
+
 class Netlink:
     """Synchronous requests, each answered by the kernel in tens of microseconds. One thread at a time."""
 
@@ -263,12 +283,51 @@ class Netlink:
         `loosely`: also take the strict reverse path filter off. As sysctls these would be `accept_local = 1` and
         `rp_filter = 2`; over netlink they need no writable /proc/sys.
         """
-        settings = _attribute(_DEVCONF_ACCEPT_LOCAL, struct.pack("=I", 1))
-        if loosely:
-            settings += _attribute(_DEVCONF_RP_FILTER, struct.pack("=I", 2))
-        family = _attribute(socket.AF_INET, _attribute(_IFLA_INET_CONF, settings))
-        body = _LINK.pack(0, 0, index, 0, 0) + _attribute(_IFLA_AF_SPEC, family)
-        self._request(_RTM_SETLINK, 0, body, f"accept own sources on interface {index}")
+        settings = {_DEVCONF_ACCEPT_LOCAL: 1} | ({_DEVCONF_RP_FILTER: 2} if loosely else {})
+        self._configure(index, settings, f"accept own sources on interface {index}")
+
+    def keep_arp_apart(self, index: int, *, ignore: int) -> None:
+        """No ARP on interface `index` for, or in the name of, an address that is not on it.
+
+        As sysctls these would be `arp_ignore = 1` (or another value that does this and more) and `arp_announce = 2`.
+        """
+        settings = {_DEVCONF_ARP_IGNORE: ignore, _DEVCONF_ARP_ANNOUNCE: 2}
+        self._configure(index, settings, f"keep ARP apart on interface {index}")
+
+    def _configure(self, index: int, settings: Mapping[int, int], what: str) -> None:
+        values = b"".join(_attribute(setting, struct.pack("=I", value)) for setting, value in settings.items())
+        family = _attribute(socket.AF_INET, _attribute(_IFLA_INET_CONF, values))
+        self._request(_RTM_SETLINK, 0, _LINK.pack(0, 0, index, 0, 0) + _attribute(_IFLA_AF_SPEC, family), what)
+
+    def deliver_locally(self, address: IPv4Address | IPv6Address) -> None:
+        """Have the kernel take packets to `address` for its own, without the address being on any interface."""
+        try:
+            self._request(_RTM_NEWROUTE, _NLM_F_CREATE, _local_route(address), f"deliver {address} locally")
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+
+    def deliver_no_longer(self, address: IPv4Address | IPv6Address) -> None:
+        """Undo `deliver_locally`."""
+        try:
+            self._request(_RTM_DELROUTE, 0, _local_route(address), f"deliver {address} no longer")
+        except NetlinkError as error:
+            if error.errno != errno.ESRCH:
+                raise
+
+    def delivered_locally(self) -> set[IPv4Address | IPv6Address]:
+        """The addresses of `deliver_locally`, also of an earlier process."""
+        found: set[IPv4Address | IPv6Address] = set()
+        # Strict: the kernel itself picks these few out of what may be a whole Internet's routes.
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+        try:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                wanted = _ROUTE.pack(family, 0, 0, 0, _RT_TABLE_LOCAL, _RTPROT_RAINLB, 0, _RTN_LOCAL, 0)
+                bodies = self._dump(_RTM_GETROUTE, _RTM_NEWROUTE, wanted)
+                found |= {address for body in bodies if (address := _parse_local_route(body)) is not None}
+        finally:
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 0)
+        return found
 
     def _dump(self, kind: int, wanted: int, body: bytes) -> list[memoryview]:
         return self._exchange(kind, _NLM_F_DUMP, body, "dump", wanted)

@@ -58,3 +58,7 @@ class OwnAddresses:
         for each in self._gateway.node.interfaces:
             networks[each.segment].update(interface.network for name, interface in own if name == each.name)
         self._gateway.networks = networks
+        self._gateway.own_addresses = {
+            each.name: tuple(i.ip for name, i in own if name == each.name and not i.ip.is_link_local)
+            for each in self._gateway.node.interfaces
+        }

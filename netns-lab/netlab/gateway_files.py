@@ -29,8 +29,9 @@ def _table(header: str, **items: Scalar | list[str]) -> Iterator[str]:
 
 
 def ring_addresses(topology: Topology, node: Node) -> list[str]:
-    """host:port of a node on every ring segment, IPv4, the preferred first."""
-    return [f"{node.address(segment, 4)}:{RING_PORT}" for segment in topology.ring_segments]
+    """host:port of a node on every ring segment it is on, IPv4, the preferred first."""
+    present = {interface.segment.name for interface in node.interfaces}
+    return [f"{node.address(segment, 4)}:{RING_PORT}" for segment in topology.ring_segments if segment in present]
 
 
 def ring_only_segments(topology: Topology) -> set[str]:

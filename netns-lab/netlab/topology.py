@@ -351,6 +351,37 @@ def _redundant_switches() -> Topology:
     )
 
 
+def _two_sites() -> Topology:
+    """No two gateways share a segment: what they hand each other goes by tunnel, through a router."""
+    outside, inside = Segment("outside", 1, MTU_TUNNEL), Segment("inside", 2, MTU_TUNNEL)
+    west, east = Segment("west", 3, MTU_TUNNEL), Segment("east", 4, MTU_TUNNEL)
+    all_segments, router_host = (outside, inside, west, east), 254
+    client = Node(
+        "client", "client", (Interface("eth0", outside, 10, MTU_DEFAULT),), _routes(inside, outside, VIP_HOST)
+    )
+    left = (Interface("eth0", outside, 1), Interface("eth1", west, 1))
+    right = (Interface("eth0", inside, 2), Interface("eth1", east, 2))
+    ways = {
+        "gw1": (*_routes(inside, west, router_host), *_routes(east, west, router_host)),
+        "gw2": (*_routes(outside, east, router_host), *_routes(west, east, router_host)),
+    }
+    gateways = (
+        Node("gw1", "gateway", left, ways["gw1"], number=1),
+        Node("gw2", "gateway", right, ways["gw2"], number=2),
+    )
+    ports = tuple(Interface(f"eth{n}", segment, router_host) for n, segment in enumerate(all_segments))
+    backends = _backends(inside, 3, _default_routes(inside, VIP_HOST, MTU_DEFAULT))
+    return Topology(
+        "two-sites",
+        "a gateway beside the clients, another one beside the backends, a router between the two",
+        all_segments,
+        (client, *gateways, Node("r1", "router", ports), *backends),
+        _vips(outside, inside),
+        (*_services(outside, backends, inside, "nat"), *_local_services(outside)),
+        ("west", "east"),
+    )
+
+
 TOPOLOGIES: dict[str, Topology] = {
     t.name: t
     for t in (
@@ -361,5 +392,6 @@ TOPOLOGIES: dict[str, Topology] = {
         _plain_cluster("three-gateways", 3),
         _four_gateways_dual_link(),
         _redundant_switches(),
+        _two_sites(),
     )
 }

@@ -2,53 +2,27 @@
 """Traffic routed through the cluster: both directions of a connection pass the same gateway, a firewall proves it."""
 
 import json
-import subprocess
+from functools import partial
 
 import pytest
-from netlab import cluster, faults, services
+from netlab import build, cluster, connections, faults, services
 from netlab.lab import Argument, Lab, LabMaker
-from netlab.topology import CROSS_FAMILY_HTTP_PORT, HTTP_PORT
+from netlab.topology import FAMILIES, HTTP_PORT, LOCAL_HTTP_PORT, Family
 from netlab.waiting import eventually
 
-CONNECTIONS = 600
-# The backends listen there, and no service of the topology translates to it.
-PORT = CROSS_FAMILY_HTTP_PORT
-SHARE_MIN = 0.2
+from scenarios.clients import others
+from scenarios.firewall import PORT, drop_firewalls, moving, opened, raise_firewalls
 
-# Drops whatever it has not seen begin from outside: half a connection does not pass.
-FIREWALL = """
-table inet firewall {
-  counter opened { }
-  chain forward {
-    type filter hook forward priority 0; policy drop;
-    ct state established,related accept
-    meta l4proto ipv6-icmp accept
-    iifname "eth0" ct state new counter name opened accept
-  }
-}
-"""
+CONNECTIONS = 600
+SHARE_MIN = 0.2
 
 
 @pytest.fixture(scope="module")
 def lab(make_lab: LabMaker) -> Lab:
     made: Lab = make_lab("three-gateways")
-    for gateway in made.gateways:
-        made.inside(gateway.name, load_firewall)
+    raise_firewalls(made)
     cluster.settle(made)
     return made
-
-
-def load_firewall() -> None:
-    subprocess.run(["nft", "-f", "-"], input=FIREWALL, text=True, check=True)
-
-
-def opened(lab: Lab) -> dict[str, int]:
-    """Connections that each gateway's firewall let begin."""
-    counts = {}
-    for gateway in lab.gateways:
-        listed = json.loads(lab.run(gateway.name, ["nft", "-j", "list", "counters"]).stdout)["nftables"]
-        counts[gateway.name] = sum(entry["counter"]["packets"] for entry in listed if "counter" in entry)
-    return counts
 
 
 def test_every_connection_passes_a_stateful_firewall_and_all_gateways_share(lab: Lab) -> None:
@@ -63,13 +37,10 @@ def test_every_connection_passes_a_stateful_firewall_and_all_gateways_share(lab:
 
 def test_a_download_through_the_cluster_survives_leave_and_join(lab: Lab) -> None:
     """Without the firewall's own state on the other gateways: it is taken off for this one."""
-    for gateway in lab.gateways:
-        lab.run(gateway.name, ["nft", "delete", "table", "inet", "firewall"])
-    digest = services.make_content(lab.directory, "8m", 8 << 20)
+    drop_firewalls(lab)
     backend = lab.topology.node("b2").address("inside", 4)
-    options: list[Argument] = ["--path", "/file/8m", "--rate", 1 << 20, "--count", 8, "--sha256", digest]
-    with lab.traffic("downloads", backend, PORT, *options) as downloads:
-        eventually(lambda: moving(lab))
+    with lab.traffic("downloads", backend, PORT, *download_options(lab, "8m", 8 << 20)) as downloads:
+        eventually(lambda: moving(lab, 8))
         faults.set_links(lab, "gw2", up=False)
         cluster.wait_for_owners(lab, ["gw1", "gw3"], but=["gw2"])
         faults.heal(lab)
@@ -78,9 +49,37 @@ def test_a_download_through_the_cluster_survives_leave_and_join(lab: Lab) -> Non
     assert (report["complete"], report["failed"]) == (8, 0), report
 
 
-def moving(lab: Lab) -> bool:
-    command = ["ss", "-Htn", "state", "established", f"dport = :{PORT}"]
-    return len(lab.run("client", command).stdout.splitlines()) >= 8
+def download_options(lab: Lab, name: str, size: int) -> list[Argument]:
+    digest = services.make_content(lab.directory, name, size)
+    return ["--path", f"/file/{name}", "--rate", 1 << 20, "--count", 8, "--sha256", digest]
+
+
+def all_share(lab: Lab, node: str) -> bool:
+    return connections.sharing(lab, node) == {gateway.name for gateway in lab.gateways}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_local_service_is_served_by_all_and_its_connections_stay_when_the_address_moves(
+    lab: Lab, family: Family
+) -> None:
+    vip = lab.topology.vip(family)
+    for gateway in lab.gateways:
+        eventually(partial(all_share, lab, gateway.name), what="all get new connections")
+    with lab.traffic("claims", "eth0", vip) as claims:
+        report = lab.measure("http_load", vip, LOCAL_HTTP_PORT, "--connections", CONNECTIONS)
+        assert (report["failed"], set(report["backends"])) == (0, {"gw1", "gw2", "gw3"}), report
+        assert min(report["backends"].values()) > SHARE_MIN * CONNECTIONS, report
+        with lab.traffic("downloads", vip, LOCAL_HTTP_PORT, *download_options(lab, "2m", 2 << 20)) as downloads:
+            eventually(lambda: moving(lab, 8, LOCAL_HTTP_PORT))
+            before = cluster.owner(lab, vip)
+            after = others(lab, before)[0]
+            lab.api("gw1", "POST", f"/v1/vips/{vip}/move", {"node": after})
+            eventually(lambda: cluster.owner(lab, vip) == after)
+            downloaded = downloads.wait()
+    assert (downloaded["complete"], downloaded["failed"]) == (8, 0), downloaded
+    # Gateways that serve without holding the address do not ask for neighbours in its name either.
+    claimants = {run["mac"] for run in claims.report[vip]}
+    assert claimants <= {build.mac_address(name, "eth0") for name in (before, after)}
 
 
 def test_a_gateway_that_holds_both_sides_answers_clients_it_has_never_heard_of(lab: Lab) -> None:

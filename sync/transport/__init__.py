@@ -14,6 +14,7 @@ from sync.transport.effects import (
     Reason,
     Transmit,
     TransportConfig,
+    TurnedAway,
     Undelivered,
 )
 from sync.transport.keys import Key, KeyRing
@@ -38,5 +39,6 @@ __all__ = [
     "Transmit",
     "Transport",
     "TransportConfig",
+    "TurnedAway",
     "Undelivered",
 ]

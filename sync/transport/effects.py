@@ -142,6 +142,15 @@ class PeerReport(NamedTuple):
     path: Path  # where the next message begins
 
 
+class TurnedAway(NamedTuple):
+    """The last datagram that was refused for a reason: where it came from, and what it says of itself, unproven."""
+
+    source: Hashable
+    peer: int  # whose address that is; 0: nobody's
+    version: int
+    claimed: int  # node id
+
+
 class Backlogged(Exception):
     """The queue towards a peer is full: wait for Delivered or Undelivered of earlier messages."""
 

@@ -25,6 +25,7 @@ from sync.transport.effects import (
     Randomness,
     Reason,
     TransportConfig,
+    TurnedAway,
 )
 from sync.transport.keys import KeyRing
 from sync.transport.receiver import Receiver
@@ -66,6 +67,8 @@ class Transport:
         self._sources: dict[tuple[int, Hashable], _Peer] = {}
         self._next_handle = 1
         self._ack_due: list[Receiver] = []
+        # By the reason's name in `Counters`.
+        self.turned_away: dict[str, TurnedAway] = {}
         for node, peer in (peers or {}).items():
             self.set_peer(node, peer)
 
@@ -189,7 +192,7 @@ class Transport:
         """
         peer = self._sources.get((link, source))
         if peer is None:
-            self._local.counters.unknown_source += 1
+            self._refuse("unknown_source", source, 0, data)
             return
         if segment_size and len(data) > segment_size:
             self._receive_burst(now, peer, link, source, memoryview(data), segment_size)
@@ -283,8 +286,13 @@ class Transport:
         except Refused as refused:
             if segment_size:
                 return False  # one wrong segment must not take the others with it
-            self._local.counters.count(refused.reason)
+            self._refuse(refused.reason, source, peer.session.node, data)
         return True
+
+    def _refuse(self, reason: str, source: Hashable, peer: int, data: Buffer) -> None:
+        self._local.counters.count(reason)
+        version, claimed = (data[0], data[2]) if len(data) >= wire.PREFIX_LENGTH else (0, 0)
+        self.turned_away[reason] = TurnedAway(source, peer, version, claimed)
 
     def _check_addressed(self, prefix: Prefix, peer: _Peer) -> None:
         local = self._local

@@ -12,6 +12,7 @@ from tests.unit.cluster_namespaces import pair
 
 CODE = """
 import json
+import socket
 from ipaddress import ip_address, ip_interface
 from lb.network.netlink import Address, Link, Monitor, Neighbour, Netlink, NetlinkError
 from netlab.waiting import eventually
@@ -40,6 +41,18 @@ with Netlink() as kernel:
     for loosely in (False, True):
         kernel.accept_own_sources(wire.index, loosely=loosely)
         seen["sources"].append([int(open(settings + name).read()) for name in ("accept_local", "rp_filter")])
+    kernel.keep_arp_apart(wire.index, ignore=1)
+    seen["arp"] = [int(open(settings + name).read()) for name in ("arp_ignore", "arp_announce")]
+    everywhere = [ip_address("10.9.0.200"), ip_address("fd09::200")]
+    for address in (*everywhere, *everywhere):
+        kernel.deliver_locally(address)
+    seen["delivered"] = sorted(map(str, kernel.delivered_locally()))
+    with socket.create_server(("::", 80), family=socket.AF_INET6, dualstack_ipv6=True):
+        for address in everywhere:
+            socket.create_connection((str(address), 80), timeout=1).close()
+    for address in (*everywhere, *everywhere):
+        kernel.deliver_no_longer(address)
+    seen["delivered no longer"] = sorted(map(str, kernel.delivered_locally()))
     seen["deleted"] = [kernel.delete_address(wire.index, vip) for vip in (four, six, six)]
     changes = monitor.read()
     kinds = {(type(change.object).__name__, change.gone) for change in changes}
@@ -60,6 +73,9 @@ def test_requests_and_notifications() -> None:
         "source6": "fd09::1",
         "sources": [[1, 0], [1, 2]],
         "unreachable": errno.ENETUNREACH,
+        "arp": [1, 2],
+        "delivered": ["10.9.0.200", "fd09::200"],
+        "delivered no longer": [],
         "deleted": [True, True, False],
         "changes": ["Address+", "Address-", "Link+", "Neighbour+"],
     }

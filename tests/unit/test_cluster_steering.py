@@ -2,6 +2,7 @@
 """What the packet path is told of the other gateways: from the cluster's state to rows, and rows into real maps."""
 
 from dataclasses import replace
+from ipaddress import ip_address
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from ebpf.layout import SLOT_MOVED, SLOT_TARGET_MASK, NodeFlag
 from ebpf.maps import SPECS, Maps
 from lb.cluster.ownership import Cluster, NodeFacts
 from lb.cluster.placement import Standing
-from lb.cluster.steering import LocalLink, SteeringWriter, peering, shares, steering_slots
+from lb.cluster.steering import LocalLink, SteeringWriter, peering, shares, steering_slots, tunnel_end
 from tools.bench.record_source import new_map
 
 
@@ -39,6 +40,30 @@ def test_peers_are_reached_over_the_segments_both_are_on() -> None:
     assert set(made.macs) == {(mac(2), 2), (mac(3), 3)}
     assert made.sharing == (1, 2, 3)
     assert made.members == {1, 2, 3}
+
+
+TUNNEL_ENDS = [
+    (
+        "the ring's address, as peers have a way there",
+        ("10.0.2.1:7400",),
+        {"eth0": "10.0.1.1", "eth1": "10.0.2.1"},
+        "10.0.2.1",
+    ),
+    (
+        "of two the preferred one",
+        ("[fd00::1]:7400", "10.0.1.1:7400"),
+        {"eth0": "10.0.1.1", "eth1": "fd00::1"},
+        "fd00::1",
+    ),
+    ("not one where the packet path is not", ("10.0.9.1:7400",), {"eth0": "10.0.1.1"}, "10.0.1.1"),
+    ("nothing before addresses are known", ("10.0.9.1:7400",), {}, ""),
+]
+
+
+@pytest.mark.parametrize(("what", "listen", "addresses", "expected"), TUNNEL_ENDS, ids=[row[0] for row in TUNNEL_ENDS])
+def test_tunnels_of_peers_end_at(what: str, listen: tuple[str, ...], addresses: dict[str, str], expected: str) -> None:
+    own = {name: (ip_address(address),) for name, address in addresses.items()}
+    assert tunnel_end(listen, own) == expected
 
 
 def test_a_node_out_of_service_keeps_no_connection_and_a_drained_one_gets_no_new() -> None:

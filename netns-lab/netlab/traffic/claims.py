@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watches one device for who claims an address: every ARP reply or announcement and every neighbour advertisement.
+"""Watches one device for who claims an address: all ARP in its name, and every neighbour advertisement.
 
     python -m netlab.traffic.claims DEVICE ADDRESS … --seconds 10
 
@@ -56,10 +56,9 @@ def claim_of(frame: bytes) -> tuple[str, str] | None:
 
 
 def arp_claim(arp: bytes) -> tuple[str, str] | None:
-    """Replies, and requests for the sender's own address (announcements), claim it; a probe from 0.0.0.0 does not."""
-    (operation,) = struct.unpack_from("!H", arp, 6)
-    sender, target = arp[14:18], arp[24:28]
-    if sender == bytes(4) or (operation == 1 and sender != target):
+    """Whoever sends in an address's name claims it, with a question as well; a probe from 0.0.0.0 does not."""
+    sender = arp[14:18]
+    if sender == bytes(4):
         return None
     return str(ipaddress.IPv4Address(sender)), arp[8:14].hex(":")
 
@@ -102,7 +101,8 @@ class Watch:
 
     def watch(self, seconds: float | None, ask_s: float) -> None:
         end = float("inf") if seconds is None else time.monotonic() + seconds
-        questions = [question(address, self.socket.getsockname()[4], self.sources) for address in self.addresses]
+        mac = self.socket.getsockname()[4]
+        questions = [question(address, mac, self.sources) for address in self.addresses] if ask_s else []
         following = time.monotonic()
         while not self.stopping and time.monotonic() < end:
             if ask_s and time.monotonic() >= following:
