@@ -31,7 +31,7 @@ from lb.workers import spawn_with_fork, worker_pool
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
 # The interpreter hands the processor from a working thread to the event loop after this time.
 SWITCH_SECONDS = 0.0005
-WORKERS_MAX = 4
+WORKERS_MAX = 8
 REFUSALS = (LoaderError, LayoutMismatchError, AlreadyRunning, EngineError, ControlError, OSError)
 log = logging.getLogger("lb")
 

@@ -108,8 +108,12 @@ def new_incarnation() -> int:
 class Ring(Subscriptions, Coordination):
     """One node of a ring. Use as an asynchronous context manager; entering waits for the first view."""
 
-    def __init__(self, config: RingConfig, listen: Sequence[str], *, scheduling: str = "auto") -> None:
+    def __init__(
+        self, config: RingConfig, listen: Sequence[str], *, scheduling: str = "auto", workers: int = WORKERS_MAX
+    ) -> None:
+        """`workers`: threads of the executor that the loop gets; 0: it keeps its own, none of them below the ring."""
         super().__init__()
+        self._worker_count = workers
         self.config = config
         self._listen = [parse_address(text) for text in listen]
         self._scheduling = scheduling
@@ -125,6 +129,7 @@ class Ring(Subscriptions, Coordination):
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
+        self._timer_due = inf
         self._read_at = -inf
         self._shared_deadline = inf  # asked for again after whatever may have changed it
         self._next_tag = 1
@@ -189,7 +194,8 @@ class Ring(Subscriptions, Coordination):
             set_scheduling(self._scheduling)
         except PermissionError:
             log.warning("no permission for scheduling %r: grant CAP_SYS_NICE or LimitRTPRIO", self._scheduling)
-        self._loop.set_default_executor(worker_pool(self._scheduling, WORKERS_MAX))
+        if self._worker_count:
+            self._loop.set_default_executor(worker_pool(self._scheduling, self._worker_count))
 
     async def leave(self) -> None:
         """Leave the ring in order, so that nobody has to detect our absence; gives up after LEAVE_TIMEOUT_S."""
@@ -372,7 +378,7 @@ class Ring(Subscriptions, Coordination):
 
     def _on_timer(self) -> None:
         now = time.monotonic()
-        self._lag.add(now - self._timer_at)
+        self._lag.add(now - self._timer_due)
         self._timer, self._timer_at = None, inf
         # A process that was stalled must see what has arrived before it judges who is late.
         for link in self._sockets.links if self._sockets is not None else []:
@@ -410,9 +416,12 @@ class Ring(Subscriptions, Coordination):
             self._timer = None
         self._timer_at = deadline
         if deadline != inf:
+            now = time.monotonic()
+            # What is overdue may say so with minus infinity; it is late from now on.
+            self._timer_due = max(deadline, now)
             # uvloop rounds to milliseconds; rounded down, the timer would fire early, again and again.
-            delay = ceil((deadline - time.monotonic()) * 1000) / 1000
-            self._timer = self._loop.call_later(max(0.0, delay), self._on_timer)
+            delay = ceil((self._timer_due - now) * 1000) / 1000
+            self._timer = self._loop.call_later(delay, self._on_timer)
 
     def _publish(self, event: RingEvent) -> None:
         for events in self._iterators:

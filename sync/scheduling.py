@@ -3,11 +3,14 @@
 
 import contextlib
 import os
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
 
-AUTOMATIC = ("rr:1", "nice:-10", "other")
+AUTOMATIC = ("rr:2", "nice:-10", "other")
+"""What "auto" tries. Not rr:1: the workers come below the ring."""
+START_SECONDS_MAX = 30
 LAG_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 500)
 
 
@@ -47,18 +50,35 @@ class Priority:
             os.setpriority(os.PRIO_PROCESS, 0, self._nice)
 
 
-def worker_pool(wish: str, workers: int) -> ThreadPoolExecutor:
-    """Threads with the ring's priority, for work beside it in the same process.
+def below(choice: str) -> str:
+    """One real-time priority less, for what the loop may interrupt; anything else as it is."""
+    policy, _, level = choice.partition(":")
+    return f"rr:{max(1, int(level or 1) - 1)}" if policy == "rr" else choice
 
-    A thread of lower priority that is pushed off its core while it holds the interpreter's lock would hold up the
-    ring for as long as it is off. (Where the ring got less than it wished for, so do the workers.)
+
+def worker_pool(wish: str, workers: int) -> ThreadPoolExecutor:
+    """Threads for work beside a ring with this scheduling in the same process: real-time like it, one step below.
+
+    An ordinary thread that is pushed off its core while it holds the interpreter's lock would hold up the ring for as
+    long as it is off. One of the ring's own priority would hold up every ring on the machine for as long as its system
+    calls take. (Where the ring got less than it wished for, so do the workers.)
+
+    All threads are started here. A pool that starts them when work comes makes the submitter, the event loop, wait
+    until the new thread has run for the first time, on a busy machine for a tenth of a second.
     """
+    all_there = threading.Barrier(workers + 1)
 
     def begin() -> None:
-        with contextlib.suppress(PermissionError):
-            set_scheduling(wish)
+        for choice in AUTOMATIC if wish == "auto" else (wish,):
+            with contextlib.suppress(PermissionError):
+                set_scheduling(below(choice))
+                return
 
-    return ThreadPoolExecutor(workers, thread_name_prefix="worker", initializer=begin)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="worker", initializer=begin)
+    for _ in range(workers):
+        pool.submit(all_there.wait, START_SECONDS_MAX)
+    all_there.wait(START_SECONDS_MAX)
+    return pool
 
 
 class LoopLag:

@@ -74,7 +74,8 @@ class Cluster:
         self.gateway = gateway
         self.node = node.node.id
         ids = {name: peer.id for name, peer in node.ring.peers.items()} | {node.node.name: self.node}
-        self.ring = Ring(ring_config(node), list(node.ring.listen), scheduling=node.ring.scheduling)
+        # The loop keeps the executor that the daemon has given it.
+        self.ring = Ring(ring_config(node), list(node.ring.listen), scheduling=node.ring.scheduling, workers=0)
         self.state = ClusterState(self.ring, self.node, ids, self._react, self._holding_changed)
         self.journal = ClusterJournal(node.node.name, self.ring, gateway.record, self.state.name)
         self.store = SharedStore(node.state_dir, tell=self.journal.tell_config)

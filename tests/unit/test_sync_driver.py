@@ -3,8 +3,10 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -226,7 +228,30 @@ async def test_scheduling_is_put_back_when_the_ring_closes() -> None:
     assert os.sched_getscheduler(0) == before
 
 
-def test_workers_have_the_wished_priority() -> None:
+async def test_what_is_long_overdue_is_done_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    (ring,) = make_rings(1)
+    async with ring:
+        deadlines = iter([-math.inf])
+        deadline = ring._node.deadline
+        monkeypatch.setattr(ring._node, "deadline", lambda: next(deadlines, None) or deadline())
+        visits = ring.counters["token_visits"]
+        ring._arm()
+        await until(lambda: ring.counters["token_visits"] > visits + 1)
+        assert ring.stats()["loop_lag_max_ms"] < 10_000
+
+
+async def test_a_loop_may_keep_its_own_workers() -> None:
+    loop = asyncio.get_running_loop()
+    with worker_pool("other", 1) as pool:
+        loop.set_default_executor(pool)
+        own = await asyncio.to_thread(threading.get_ident)
+        port = free_ports(1)[0]
+        async with Ring(RingConfig(node=1), [f"127.0.0.1:{port}"], scheduling="other", workers=0):
+            assert await asyncio.to_thread(threading.get_ident) == own
+
+
+@pytest.mark.parametrize(("ring", "workers"), [("auto", 1), ("rr:1", 1), ("rr:5", 4)])
+def test_the_ring_may_interrupt_its_workers(ring: str, workers: int) -> None:
     before = Priority()
     try:
         set_scheduling("rr:2")
@@ -234,9 +259,21 @@ def test_workers_have_the_wished_priority() -> None:
         pytest.skip("real-time priorities are not permitted here")
     finally:
         before.restore()
-    with worker_pool("rr:2", 1) as pool:
+    with worker_pool(ring, 2) as pool:
         policy = pool.submit(os.sched_getscheduler, 0).result()
-    assert policy & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
+        level = pool.submit(os.sched_getparam, 0).result().sched_priority
+    assert (policy & ~os.SCHED_RESET_ON_FORK, level) == (os.SCHED_RR, workers)
+
+
+def test_no_worker_is_started_when_work_comes() -> None:
+    """Starting one holds up whoever submits: the event loop."""
+    with worker_pool("other", 3) as pool:
+        before = threading.active_count()
+        release = threading.Event()
+        busy = [pool.submit(release.wait, 10) for _ in range(8)]
+        assert threading.active_count() == before
+        release.set()
+        assert all(work.result() for work in busy)
 
 
 def test_unknown_scheduling_is_refused() -> None:

@@ -106,7 +106,8 @@ def figures(reports: list[dict[str, Any]]) -> dict[str, Any]:
         "receiving_us": [round(report["cpu_s"] / made * 1e6, 3) for report in receivers],
         "delay_ms": {"p50": _percentile(delays, 50), "p99": _percentile(delays, 99), "max": _percentile(delays, 100)},
         "shed": [report["counts"]["received_shed"] for report in receivers],
-        "views": max(report["views"] for report in reports),
+        "exclusions": max(len(report["views"]) for report in reports),
+        "loop_lag_max_ms": [round(report["loop_lag_ms"], 1) for report in reports],
     }
 
 

@@ -42,11 +42,12 @@ class Gateway:
         self.source = RecordSource(settings["ring_buffer_bytes"])
         self.maps = Maps({"records": self.source.ring, "connections": new_map("connections")})
         ring = RingConfig(node=self.number, peers=peers, failure_detection_ms=settings["failure_detection_ms"])
-        self.ring = Ring(ring, listen)
+        self.ring = Ring(ring, listen, workers=0)
         self.sent: list[tuple[float, int]] = []
         self.arrived: list[tuple[float, int]] = []
         self.ended = asyncio.Event()
         self.ring.subscribe(CHANNEL_END, lambda _batch: self.ended.set())
+        self.views: list[tuple[float, int]] = []
         self.count = 0
         self.making_s = 0.0
         self.tasks: list[asyncio.Task[Any]] = []
@@ -69,11 +70,13 @@ class Gateway:
         whole = asyncio.Event()
         size = len(self.settings["addresses"])
         self.ring.on_view(lambda view: whole.set() if len(view.members) == size else None)
+        self.ring.on_view(lambda view: self.views.append((time.monotonic(), len(view.members))))
         async with self.ring:
             replication.start()
             await whole.wait()
             print("ready", flush=True)
             await asyncio.to_thread(sys.stdin.readline)
+            self.views.clear()
             cpu, begin = time.process_time(), time.monotonic()
             if self.settings["rate"] is not None:
                 await self._load(replication)
@@ -132,7 +135,8 @@ class Gateway:
             "sent": self.sent,
             "arrived": self.arrived,
             "counts": replication.counts(),
-            "views": int(self.ring.counters["views"]),
+            "views": self.views,
+            "loop_lag_ms": self.ring.stats()["loop_lag_max_ms"],
         }
 
 
