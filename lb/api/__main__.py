@@ -10,13 +10,13 @@ from pathlib import Path
 from lb.api.access import load_tokens
 from lb.api.app import build
 from lb.api.audit import AuditLog
-from lb.api.control_client import ControlClient
 from lb.api.gateway import Gateway
 from lb.api.inventory import hub_of
 from lb.api.pinned import PinnedDataPath
 from lb.api.sampler import Sampler
 from lb.api.server import serve
 from lb.api.settings import Settings, SettingsError, load_settings
+from lb.control.client import ControlClient
 
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG: systemd shows it by name
 

@@ -18,8 +18,9 @@ from starlette.staticfiles import StaticFiles
 from lb.api.access import Identity, Peer, identify_peer, identify_token, require
 from lb.api.endpoint import Call, Endpoint, parse_body, parse_path, parse_query
 from lb.api.gateway import Gateway
-from lb.api.problems import ApiProblem
+from lb.api.problems import ApiProblem, status_of
 from lb.api.routes import ENDPOINTS
+from lb.control import ControlError
 
 PAGE = Path(__file__).resolve().parents[1] / "page"
 # The page loads only its own files and talks only to gateways it was told of; nothing may frame it.
@@ -43,9 +44,9 @@ def identity_of(gateway: Gateway, request: Request) -> Identity:
     return identify_token(request.headers.get("authorization", ""), gateway.tokens, origin)
 
 
-def _refused(problem: ApiProblem) -> Response:
+def _refused(problem: ControlError) -> Response:
     headers = {"www-authenticate": "Bearer"} if problem.code == "unauthenticated" else {}
-    return JSONResponse(problem.as_json(), status_code=problem.status, headers=headers)
+    return JSONResponse(problem.as_plain(), status_code=status_of(problem), headers=headers)
 
 
 async def _serve(gateway: Gateway, request: Request, endpoint: Endpoint) -> Response:
@@ -66,7 +67,7 @@ def _handler(gateway: Gateway, endpoint: Endpoint) -> Callable[[Request], Awaita
     async def handle(request: Request) -> Response:
         try:
             return await _serve(gateway, request, endpoint)
-        except ApiProblem as problem:
+        except ControlError as problem:
             return _refused(problem)
         except Exception:
             log.exception("%s %s failed", endpoint.method, endpoint.path)

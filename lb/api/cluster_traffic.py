@@ -13,9 +13,9 @@ from typing import Any
 
 import msgpack
 
-from lb.api.control_client import ControlClient
-from lb.api.problems import ApiProblem
 from lb.api.sampler import Sample
+from lb.control import ControlError
+from lb.control.client import ControlClient
 
 FIELDS = (
     *("packets", "bytes", "connections_new", "connections_active"),
@@ -95,7 +95,7 @@ class ClusterTraffic:
         self._next = time.monotonic() + EXCHANGE_INTERVAL_S
         try:
             answer = await self.control.call("traffic.exchange", {"own": packed(sample), "wanted": wanted})
-        except ApiProblem:
+        except ControlError:
             self.others, self.missing = [], 0
             return
         self.others = [told for data in answer["others"].values() if (told := self._read(data)) is not None]

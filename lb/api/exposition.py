@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 
 from lb.api import inventory
-from lb.api.problems import ApiProblem
+from lb.control import ControlError
 
 if TYPE_CHECKING:
     from lb.api.gateway import Gateway
@@ -48,7 +48,7 @@ async def exposition(gateway: "Gateway") -> bytes:
         families += vip_families(inventory.rows_of(await gateway.ask("vips")))
         families += traffic_families("service", await inventory.services(gateway))
         families += backend_families(await inventory.backends(gateway))
-    except ApiProblem:
+    except ControlError:
         up = 0.0
     families += reason_families((await gateway.sampler.sample_or_empty()).reasons())
     families += own_families(gateway)

@@ -10,12 +10,12 @@ from typing import Any
 from lb.api.access import Identity, Token
 from lb.api.audit import AuditLog
 from lb.api.cluster_traffic import ClusterTraffic
-from lb.api.control_client import CHANGE_TIMEOUT_S, READ_TIMEOUT_S, ControlClient
 from lb.api.datapath import DataPath
 from lb.api.hub import Hub
-from lb.api.problems import ApiProblem
 from lb.api.sampler import Sampler
 from lb.api.settings import Settings
+from lb.control import ControlError
+from lb.control.client import CHANGE_TIMEOUT_S, READ_TIMEOUT_S, ControlClient
 
 log = logging.getLogger("lb.api")
 
@@ -38,7 +38,7 @@ class Gateway:
         self.everywhere = ClusterTraffic(self.control)
 
     async def ask(self, method: str, **params: Any) -> Any:
-        """Read something from lbd. Raises ApiProblem."""
+        """Read something from lbd. Raises ControlError."""
         return await self.control.call(method, params, timeout_s=READ_TIMEOUT_S)
 
     async def change(self, identity: Identity, method: str, **params: Any) -> Any:
@@ -47,7 +47,7 @@ class Gateway:
         outcome = "done"
         try:
             return await self.control.call(method, params, caller=identity.as_caller(), timeout_s=CHANGE_TIMEOUT_S)
-        except ApiProblem as problem:
+        except ControlError as problem:
             outcome = f"{problem.code}: {problem.message}"
             raise
         except asyncio.CancelledError:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from lb.api.problems import ApiProblem
+from lb.control import ControlError
 
 WATCHERS_MAX = 64
 EVENTS_WAITING_MAX = 512
@@ -136,7 +137,7 @@ class Hub:
                 async for event in self._subscribe():
                     pause = RECONNECT_FIRST_S
                     self._event(event)
-            except ApiProblem as problem:
+            except ControlError as problem:
                 self._topic("link", {"lbd": False, "message": problem.message, "remedy": problem.remedy})
             self._changed.set()
             await asyncio.sleep(pause)
@@ -188,7 +189,7 @@ class Hub:
         for topic, source in self._sources.items():
             try:
                 self._topic(topic, await source())
-            except ApiProblem as problem:
+            except ControlError as problem:
                 reachable = reachable and problem.code not in {"unavailable", "timeout"}
             except Exception:
                 log.exception("cannot read %s for the live stream", topic)

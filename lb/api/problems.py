@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of the API: one exception, one table from error code to HTTP status, one JSON form."""
+"""Errors of the API: refusals like lbd's, and the table from error code to HTTP status."""
 
 from http import HTTPStatus
+from typing import cast
+
+from lb.control.protocol import Code, ControlError
 
 STATUS_OF_CODE = {
     "bad_request": HTTPStatus.BAD_REQUEST,
@@ -23,15 +26,13 @@ STATUS_OF_CODE = {
 }
 
 
-class ApiProblem(Exception):
-    """A request that is refused or failed; becomes the JSON answer of shapes.Problem."""
+class ApiProblem(ControlError):
+    """A request that the API refuses, or that failed. Becomes shapes.Problem, as a refusal of lbd's does."""
 
     def __init__(self, code: str, message: str, *, field: str | None = None, remedy: str | None = None) -> None:
-        super().__init__(message)
-        # A newer lbd may know codes this process does not: they stay visible but count as internal.
-        self.status = STATUS_OF_CODE.get(code, HTTPStatus.INTERNAL_SERVER_ERROR)
-        self.code, self.message, self.field, self.remedy = code, message, field, remedy
+        super().__init__(cast(Code, code), message, field=field, remedy=remedy)
 
-    def as_json(self) -> dict[str, str]:
-        named = {"code": self.code, "message": self.message, "field": self.field, "remedy": self.remedy}
-        return {key: value for key, value in named.items() if value is not None}
+
+def status_of(problem: ControlError) -> HTTPStatus:
+    """A newer lbd may know codes that this process does not: they stay visible but count as internal."""
+    return STATUS_OF_CODE.get(problem.code, HTTPStatus.INTERNAL_SERVER_ERROR)

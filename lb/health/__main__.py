@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lb.api.control_client import ControlClient
-from lb.api.problems import ApiProblem
 from lb.configuration.model import HealthCheck, from_plain
+from lb.control import ControlError
+from lb.control.client import ControlClient
 from lb.health.checks import Target
 from lb.health.scheduler import Finding, Scheduler
 from lb.health.signs import SIGNS_INTERVAL_S, SignMeter, SignReader
@@ -50,7 +50,7 @@ class HealthProcess:
 
     async def _follow_targets(self) -> None:
         while True:
-            with contextlib.suppress(ApiProblem):
+            with contextlib.suppress(ControlError):
                 await self._fetch_targets()
                 self._unsent = {finding.backend_id: finding for finding in self._scheduler.findings()}
                 self._wake.set()
@@ -80,7 +80,7 @@ class HealthProcess:
             batch, self._unsent = self._unsent, {}
             try:
                 await self._control.call("health.report", {"findings": [asdict(f) for f in batch.values()]})
-            except ApiProblem:
+            except ControlError:
                 self._unsent = batch | self._unsent
                 await asyncio.sleep(RETRY_S)
                 self._wake.set()

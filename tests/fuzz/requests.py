@@ -25,7 +25,7 @@ import msgpack
 
 from lb.api.problems import STATUS_OF_CODE
 from lb.api.routes import ENDPOINTS
-from lb.control import FRAME_BYTES_MAX
+from lb.control.protocol import FRAME_BYTES_MAX
 
 ANSWER_S = 20.0
 # Ends the daemon, or goes on for as long as it is told to.

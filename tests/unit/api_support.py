@@ -19,7 +19,7 @@ from netlab.waiting import eventually
 
 from ebpf.loader import create_maps, mounted_bpffs
 from ebpf.maps import Maps
-from lb.api.control_client import encode_frame, read_frame
+from lb.control.protocol import encode_frame, read_frame
 from tools.lbctl.client import Client
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lb import control
 from lb.control import Caller, ControlError, ControlServer
+from lb.control import server as control_server
+from lb.control.protocol import FRAME_BYTES_MAX
 
 
 class Client:
@@ -116,7 +117,7 @@ async def test_what_is_no_request_closes_that_connection_alone(server: ControlSe
 
 async def test_length_is_limited(server: ControlServer) -> None:
     client = await Client.connect(server.path)
-    client.send_bytes(b"", length=control.FRAME_BYTES_MAX + 1)
+    client.send_bytes(b"", length=FRAME_BYTES_MAX + 1)
     assert "limit" in (await client.receive())["error"]["message"]
 
 
@@ -155,7 +156,7 @@ async def test_requests_of_one_connection_do_not_wait_for_each_other(server: Con
 
 
 async def test_connections_are_limited(server: ControlServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(control_server, "CONNECTIONS_MAX", 2)
     clients = [await Client.connect(server.path) for _ in range(2)]
     for client in clients:
         assert (await client.call("echo"))["result"]
@@ -199,7 +200,7 @@ async def test_subscriber_that_does_not_read_loses_events_and_stops_nobody(serve
 
 async def test_left_over_socket_of_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
-    left_over = control.open_socket(path, "no-such-group")
+    left_over = control_server.open_socket(path, "no-such-group")
     left_over.close()
     server = ControlServer(path)
     await server.start()

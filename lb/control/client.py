@@ -1,51 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client of lbd's control socket: framed msgpack, many requests under way on one connection, events on another."""
+"""A client of the control socket: many requests under way on one connection, events on another."""
 
 import asyncio
 import contextlib
 import itertools
-import struct
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgpack
+from lb.control.protocol import ControlError, FrameError, encode_frame, read_frame
 
-from lb.api.problems import ApiProblem
-
-FRAME_BYTES_MAX = 16 << 20
 UNDER_WAY_MAX = 256
 CONNECT_TIMEOUT_S = 2.0
 READ_TIMEOUT_S = 5.0
 # A change is validated in a child process and multicast to all gateways before it is answered.
 CHANGE_TIMEOUT_S = 30.0
-
-_LENGTH = struct.Struct("!I")
-
-
-def encode_frame(message: dict[str, Any]) -> bytes:
-    body: bytes = msgpack.packb(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-async def read_frame(reader: asyncio.StreamReader) -> dict[str, Any]:
-    """The next message. Raises IncompleteReadError at the end, ConnectionError for what is not our protocol."""
-    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    if length > FRAME_BYTES_MAX:
-        raise ConnectionError(f"a control frame of {length} bytes is over the limit of {FRAME_BYTES_MAX}")
-    message = msgpack.unpackb(await reader.readexactly(length), strict_map_key=False)
-    if not isinstance(message, dict):
-        raise ConnectionError("a control frame is not a map")
-    return message
-
-
-def _problem(error: dict[str, Any]) -> ApiProblem:
-    return ApiProblem(
-        str(error.get("code", "internal")),
-        str(error.get("message", "lbd gave no reason")),
-        field=error.get("field"),
-        remedy=error.get("remedy"),
-    )
 
 
 class ControlClient:
@@ -67,9 +36,9 @@ class ControlClient:
         caller: dict[str, str] | None = None,
         timeout_s: float = READ_TIMEOUT_S,
     ) -> Any:
-        """The result of one request. Raises ApiProblem: lbd's own refusal, `unavailable` or `timeout`."""
+        """The result of one request. Raises ControlError: lbd's own refusal, `unavailable` or `timeout`."""
         if len(self._waiting) >= UNDER_WAY_MAX:
-            raise ApiProblem(
+            raise ControlError(
                 "too_many", f"{UNDER_WAY_MAX} requests to lbd are under way", remedy="try again in a second"
             )
         writer = await self._connected()
@@ -82,7 +51,7 @@ class ControlClient:
                 await writer.drain()
                 return await future
         except TimeoutError:
-            raise ApiProblem(
+            raise ControlError(
                 "timeout", f"lbd did not answer '{method}' within {timeout_s:g} s", remedy=self._remedy
             ) from None
         except OSError as error:
@@ -91,19 +60,19 @@ class ControlClient:
             self._waiting.pop(number, None)
 
     async def events(self, topics: Sequence[str] = ("*",)) -> AsyncIterator[dict[str, Any]]:
-        """Events as they happen, on a connection of their own, until it ends. Raises ApiProblem(unavailable)."""
+        """Events as they happen, on a connection of their own, until it ends. Raises ControlError(unavailable)."""
         reader, writer = await self._open()
         try:
             writer.write(
                 encode_frame({"id": 0, "method": "subscribe", "params": {"topics": list(topics)}, "caller": {}})
             )
             while True:
-                message = await read_frame(reader)
+                message = await read_frame(reader, any_key=True)
                 if "error" in message:
-                    raise _problem(message["error"])
+                    raise ControlError.of(message["error"])
                 if "event" in message:
                     yield message["event"]
-        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+        except (OSError, asyncio.IncompleteReadError, FrameError) as error:
             raise self._unavailable(error) from error
         finally:
             writer.close()
@@ -134,8 +103,8 @@ class ControlClient:
         failure: Exception = ConnectionError("lbd closed the connection")
         try:
             while True:
-                self._answered(await read_frame(reader))
-        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+                self._answered(await read_frame(reader, any_key=True))
+        except (OSError, asyncio.IncompleteReadError, FrameError) as error:
             failure = error
         finally:
             writer.close()
@@ -149,12 +118,12 @@ class ControlClient:
         if future is None or future.done():
             return
         if message.get("error"):
-            future.set_exception(_problem(message["error"]))
+            future.set_exception(ControlError.of(message["error"]))
         else:
             future.set_result(message.get("result"))
 
-    def _unavailable(self, error: Exception) -> ApiProblem:
-        return ApiProblem("unavailable", f"lbd does not answer on {self.path}: {error}", remedy=self._remedy)
+    def _unavailable(self, error: Exception) -> ControlError:
+        return ControlError("unavailable", f"lbd does not answer on {self.path}: {error}", remedy=self._remedy)
 
     @property
     def _remedy(self) -> str:

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket: how the API process, the health process and scripts talk to the daemon.
-
-Frames are a 32-bit big-endian length and a msgpack map. Request `{id, method, params, caller?}`; reply `{id, result}`
-or `{id, error: {code, message, field?, remedy?}}`. `subscribe` with `{topics}` is answered, and from then on
-`{stream: id, event}` frames follow. Whatever a peer sends, the daemon answers or closes that connection; it never
+"""The daemon's end of the control socket. Whatever a peer sends, the daemon answers or closes that connection; it never
 dies of it.
 """
 
@@ -18,41 +14,15 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import msgpack
+from lb.control.protocol import FRAME_BYTES_MAX, ControlError, encode_frame, read_frame
 
-FRAME_BYTES_MAX = 16 << 20
 CONNECTIONS_MAX = 64
 REQUESTS_IN_FLIGHT_MAX = 32
-STREAM_FRAMES_MAX = 4096
 TOPICS_MAX = 32
 
-Code = Literal[
-    "bad_request",
-    "denied",
-    "not_found",
-    "conflict",
-    "version_mismatch",
-    "invalid",
-    "too_many",
-    "unavailable",
-    "internal",
-]
 log = logging.getLogger("lb.control")
-
-
-class ControlError(Exception):
-    """A refusal that the caller is told. `field` is the parameter or path at fault, `remedy` what to do."""
-
-    def __init__(self, code: Code, message: str, *, field: str | None = None, remedy: str | None = None) -> None:
-        super().__init__(message)
-        self.code, self.message, self.field, self.remedy = code, message, field, remedy
-
-    def as_plain(self) -> dict[str, Any]:
-        optional = {"field": self.field, "remedy": self.remedy}
-        given = {key: value for key, value in optional.items() if value is not None}
-        return {"code": self.code, "message": self.message, **given}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +48,7 @@ class _Client:
     in_flight: set[asyncio.Task[None]] = field(default_factory=set)
 
     def send(self, frame: Mapping[str, Any]) -> None:
-        data = msgpack.packb(frame)
-        self.writer.write(struct.pack(">I", len(data)) + data)
+        self.writer.write(encode_frame(frame))
 
 
 class ControlServer:
@@ -200,21 +169,6 @@ class ControlServer:
 
     async def _list_methods(self, _params: dict[str, Any], _caller: Caller) -> list[str]:
         return sorted([*self._methods, "subscribe"])
-
-
-async def read_frame(reader: asyncio.StreamReader) -> dict[str, Any]:
-    """The next frame. Raises ControlError for what is none, IncompleteReadError at the end."""
-    (length,) = struct.unpack(">I", await reader.readexactly(4))
-    if length > FRAME_BYTES_MAX:
-        raise ControlError("bad_request", f"a frame of {length} bytes; the limit is {FRAME_BYTES_MAX}")
-    data = await reader.readexactly(length)
-    try:
-        request = msgpack.unpackb(data)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise ControlError("bad_request", f"a frame that is no msgpack: {error}") from None
-    if not isinstance(request, dict):
-        raise ControlError("bad_request", "a frame must hold a map")
-    return request
 
 
 def _peer(writer: asyncio.StreamWriter) -> tuple[int, int]:
