@@ -1,12 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/configuration.md and the manual page of lbd from the definitions themselves.
+"""docs/configuration.md, from the classes that the files are read into."""
 
-`python -m lb.configuration.reference configuration|manual`; a test compares the committed files with this output.
-"""
-
-import argparse
-import re
-import sys
 from dataclasses import MISSING, Field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -15,10 +9,9 @@ from annotated_types import Ge, Le, Len, Predicate
 from lb.configuration.model import ALLOWED_TEXT, ClusterConfig, is_address, is_interface_address, is_name, is_network
 from lb.configuration.node import SCHEDULING_TEXT, NodeConfig, is_scheduling
 from lb.configuration.schema import file_key, nested_class
-from lb.main import parser
 
 HEAD = """<!-- SPDX-License-Identifier: Apache-2.0 -->
-<!-- Written by `python -m lb.configuration.reference configuration`; change model.py or node.py beside it instead. -->
+<!-- Written by `python -m tools.reference`; change lb/configuration/model.py or node.py instead. -->
 # Configuration reference
 
 There are two files, both TOML. The **node file** (`/etc/rainlb/node.toml`) says what is local to one gateway and is
@@ -35,8 +28,8 @@ SHORT_TYPES = {is_name: "name", is_address: "address", is_interface_address: "ad
 ALLOWED = {**ALLOWED_TEXT, is_scheduling: SCHEDULING_TEXT}
 
 
-def configuration() -> str:
-    """docs/configuration.md."""
+def configuration_markdown() -> str:
+    """The whole of docs/configuration.md."""
     parts = [HEAD, "## The node file\n", *_tables(NodeConfig, "", set())]
     parts += ["## The cluster file\n", *_tables(ClusterConfig, "", set())]
     return "\n".join(parts).rstrip() + "\n"
@@ -124,71 +117,3 @@ def _limits(metadata: tuple[Any, ...]) -> str:
         if isinstance(limit, Len):
             return f" ({limit.min_length} to {limit.max_length})"
     return ""
-
-
-def manual() -> str:
-    """The manual page lbd(8)."""
-    command = parser()
-    lines = [*MANUAL_HEAD, ".SH DESCRIPTION", *DESCRIPTION, ".SH OPTIONS"]
-    for action in command._actions:
-        lines += [".TP", _option(action), _escape(action.help or "")]
-    for title, entries in SECTIONS.items():
-        lines.append(f".SH {title}")
-        for term, text in entries:
-            lines += [".TP", f".B {_escape(term)}", _escape(text)]
-    lines += [".SH SEE ALSO", ".BR lbctl (1)"]
-    return "\n".join(lines) + "\n"
-
-
-MANUAL_HEAD = [
-    '.\\" SPDX-License-Identifier: Apache-2.0',
-    '.\\" Written by python -m lb.configuration.reference manual; change lb/main.py instead.',
-    ".TH LBD 8",
-    ".SH NAME",
-    "lbd \\- gateway daemon of rainlb",
-    ".SH SYNOPSIS",
-    ".B lbd",
-    "\\-\\-config FILE [OPTION]...",
-]
-DESCRIPTION = [
-    "lbd runs one gateway of a cluster: it brings the packet path into the kernel, keeps it as the configuration wants",
-    "it, and joins the other gateways' ring. The packet path outlives the daemon: while it is stopped, killed,",
-    "restarted or upgraded, packets keep flowing to where they flowed before.",
-]
-SECTIONS = {
-    "SIGNALS": [
-        ("SIGHUP", "Read the cluster file given with --services again; a faulty one changes nothing."),
-        ("SIGTERM, SIGINT", "Stop. The packet path stays, unless --detach was given."),
-    ],
-    "EXIT STATUS": [
-        ("0", "Stopped as asked."),
-        ("1", "The gateway cannot be run here; the message says why and what to do."),
-        ("2", "A configuration file has faults; all are listed with their places."),
-    ],
-    "FILES": [
-        ("/etc/rainlb/node.toml", "The node file."),
-        ("/run/lb", "Sockets (control.sock, api.sock) and the BPF file system (bpf)."),
-        ("/var/lib/lb", "The last configuration and the journal of events."),
-    ],
-}
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"-", r"\\-", text)
-
-
-def _option(action: argparse.Action) -> str:
-    names = ", ".join(action.option_strings)
-    value = action.metavar or (f"{{{','.join(action.choices)}}}" if action.choices else "")
-    return f".B {_escape(names)} {value}".rstrip()
-
-
-def main() -> int:
-    command = argparse.ArgumentParser(prog="python -m lb.configuration.reference")
-    command.add_argument("what", choices=["configuration", "manual"])
-    sys.stdout.write({"configuration": configuration, "manual": manual}[command.parse_args().what]())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
