@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of the documentation are what they say: lab blocks are run, the others exist with their options."""
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -40,12 +41,16 @@ def after_wrapper(words: tuple[str, ...]) -> tuple[str, ...]:
 
 LBCTL = sorted({w for w in map(after_wrapper, commands()) if w and w[0] == "lbctl" and len(w) > 1})
 MAKE = sorted({target for w in commands() if w[0] == "make" for target in w[1:] if re.fullmatch(r"[a-z-]+", target)})
-MODULES = sorted({w[w.index("-m") + 1] for w in commands() if "python" in w[0] and "-m" in w})
+# Programs of the source tree stand in the text: `python -m tools.bench packet --json`.
+MODULES = sorted(
+    {tuple(text.split()[2:]) for page in PAGES for text in re.findall(r"`(python -m [^`]+)`", page.read_text())}
+)
 
 
 def test_the_documentation_has_commands() -> None:
     assert len(LBCTL) > 10
     assert {"demo", "test"} <= set(MAKE)
+    assert len(MODULES) > 10
 
 
 @pytest.mark.parametrize("words", LBCTL, ids=" ".join)
@@ -66,10 +71,18 @@ def test_make_target_exists(target: str) -> None:
     subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_module_exists(module: str) -> None:
-    parts = ROOT.joinpath(*module.split("."))
-    assert (parts / "__main__.py").exists() or parts.with_suffix(".py").exists(), f"python -m {module}"
+@pytest.mark.parametrize("words", MODULES, ids=" ".join)
+def test_module_exists_with_its_options(words: tuple[str, ...]) -> None:
+    call = [str(BIN / "python"), "-m", words[0]]
+    if len(words) > 1 and re.fullmatch(r"[a-z]+", words[1]):
+        call.append(words[1])
+    options = [word for word in words if word.startswith("--")]
+    if not options:
+        assert importlib.util.find_spec(words[0])
+        return
+    done = subprocess.run([*call, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for option in options:
+        assert option in done.stdout, f"{' '.join(words)}: no option {option}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
