@@ -13,9 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from netlab.bare_network import Network
 from netlab.waiting import eventually
-
-from tools.bench.ring_network import Network
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 7400

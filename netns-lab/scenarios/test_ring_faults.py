@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+from netlab.commands import run
 from netlab.waiting import eventually
 
 from scenarios.ring_nodes import PORT, Ring
-from tools.bench.programs import run
 
 
 def test_messages_have_one_order_and_data_one_value(tmp_path: Path) -> None:

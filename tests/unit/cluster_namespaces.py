@@ -10,17 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from netlab.commands import run
+
 ROOT = Path(__file__).resolve().parents[2]
 # What the tests import, for the Python that is started in a namespace.
 IMPORTS = f"{ROOT}:{ROOT / 'netns-lab'}"
-
-
-def run(*command: str) -> str:
-    """Run a command, raise with its error text, return what it printed."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from hypothesis import given
 from hypothesis import strategies as st
+from netlab.commands import run
 from netlab.waiting import eventually
 
 from lb.network.announce import Claim, announcement, probe, read_claim
-from tests.unit.cluster_namespaces import pair, run
+from tests.unit.cluster_namespaces import pair
 
 MAC = bytes.fromhex("020000000005")
 STRANGER = bytes.fromhex("02000000beef")

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from netlab.commands import run
 from netlab.waiting import until
 
 from lb.cluster.resources import Resources, ResourceState, try_once
 from lb.configuration.node import Resource
 from lb.health.probes import Judge
-from tests.unit.cluster_namespaces import pair, run
+from tests.unit.cluster_namespaces import pair
 
 
 def resource(kind: str, **options: Any) -> Resource:

@@ -3,7 +3,9 @@
 
 import json
 
-from tests.unit.cluster_namespaces import pair, run
+from netlab.commands import run
+
+from tests.unit.cluster_namespaces import pair
 
 PRELUDE = """
 import asyncio, json

@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tools.bench.programs import compiled, run
+from netlab.commands import run
+
+from tools.bench.programs import compiled
 
 START_S, CALM_S, END_S = 10.0, 3.0, 60.0
 POLL_S = 0.02

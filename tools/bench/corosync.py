@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from netlab.bare_network import Network
+
 from tools.bench.programs import compiled
-from tools.bench.ring_network import Network
 
 FORM_TIMEOUT_S = 40.0
 

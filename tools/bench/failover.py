@@ -21,8 +21,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
-
 from netlab import cluster, faults, namespaces
 from netlab.lab import Lab, Traffic
 from netlab.state import LabError

@@ -15,15 +15,12 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
 
 from netlab.lab import Lab
 from netlab.topology import TOPOLOGIES, Service, Target, Topology

@@ -1,16 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that benchmarks run: the machine's, and those of this folder, in C, that are faster than Python can be."""
+"""The programs of this folder that are written in C: what has to measure or to send faster than Python can."""
 
-import subprocess
 from pathlib import Path
 
-
-def run(*command: str) -> str:
-    """Run a command, return its output; raises RuntimeError with what it said."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
+from netlab.commands import run
 
 
 def compiled(name: str, directory: Path, *libraries: str) -> Path:

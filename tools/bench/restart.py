@@ -23,8 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
-
 from netlab import cluster, faults
 from netlab.lab import Lab
 from netlab.topology import TOPOLOGIES, Service, Target, Topology

@@ -19,11 +19,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from netlab.bare_network import Network
+from netlab.commands import run
+
 from tools.bench.corosync import Corosync, CorosyncFailed
-from tools.bench.programs import run
 from tools.bench.ring_cluster import Cluster, NodeFailed
-from tools.bench.ring_network import (
-    Network,
+from tools.bench.usage import (
     cpu_seconds,
     distribution,
     machine_seconds,

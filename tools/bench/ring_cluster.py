@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tools.bench.ring_network import Network
+from netlab.bare_network import Network
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 7400
