@@ -51,6 +51,7 @@ from .events import (
     View,
     ViewChanged,
 )
+from .neighbours import Search
 from .node import Node
 from .paths import peer_paths as peer_paths
 from .request_desk import RequestDesk
@@ -70,7 +71,7 @@ from .shared import (
 )
 from .sockets import READ_MAX, Sockets, UdpLink, parse_address
 from .subscriptions import Subscriptions, log
-from .transport.effects import PeerConfig, Transmit, TurnedAway
+from .transport.effects import PeerConfig, Resolve, Transmit, TurnedAway
 
 EVENTS_MAX = 1024  # per iterator; older ones are dropped and counted
 LEAVE_TIMEOUT_S = 0.5
@@ -135,12 +136,14 @@ class Ring(Subscriptions, Coordination):
         self._next_tag = 1
         self._done: dict[int, asyncio.Future[int]] = {}  # multicasts and direct messages somebody waits for
         self._flush_scheduled = False
+        self._search = Search(self.counters)
         self._room: deque[asyncio.Future[None]] = deque()
         self._joined: asyncio.Event = asyncio.Event()
         self._left: asyncio.Event = asyncio.Event()
         self._iterators: list[asyncio.Queue[RingEvent]] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
             Transmit: self._transmit,
+            Resolve: self._resolve,
             Deliver: self._deliver,
             TokenVisit: self._token_visit,
             ViewChanged: self._view_changed,
@@ -435,6 +438,10 @@ class Ring(Subscriptions, Coordination):
     def _transmit(self, effect: Transmit) -> None:
         if self._sockets is not None:
             self._sockets.transmit(effect)
+
+    def _resolve(self, effect: Resolve) -> None:
+        if self._sockets is not None:
+            self._search.begin(self._loop, effect.address)  # type: ignore[arg-type]
 
     def _deliver(self, batch: Deliver) -> None:
         if batch.channel == CHANNEL:

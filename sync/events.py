@@ -21,7 +21,7 @@ from enum import IntEnum
 from itertools import accumulate
 from typing import NamedTuple
 
-from sync.transport.effects import PeerConfig, Transmit
+from sync.transport.effects import PeerConfig, Resolve, Transmit
 
 Payload = bytes | memoryview
 Address = object
@@ -294,7 +294,7 @@ class Trace(NamedTuple):
     detail: str
 
 
-Effect = Transmit | ViewChanged | Deliver | PeerMessage | Done | Refused | TokenVisit | Left | Trace
+Effect = Transmit | Resolve | ViewChanged | Deliver | PeerMessage | Done | Refused | TokenVisit | Left | Trace
 
 _LITTLE = memoryview(b"\x01\x00\x00\x00").cast("I")[0] == 1
 

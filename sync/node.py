@@ -48,7 +48,16 @@ from sync.ring.messages import (
 from sync.ring.open_group import OpenGroup
 from sync.ring.regeneration import Ring
 from sync.ring.token import Token
-from sync.transport.effects import Arrived, Backlogged, Delivered, Randomness, Transmit, TransportConfig, Undelivered
+from sync.transport.effects import (
+    Arrived,
+    Backlogged,
+    Delivered,
+    Randomness,
+    Resolve,
+    Transmit,
+    TransportConfig,
+    Undelivered,
+)
 from sync.transport.effects import Reason as Lost
 from sync.transport.transport import Transport
 
@@ -74,6 +83,9 @@ class _Link:
 
     def send_unreliable(self, now: float, peer: int, channel: int, payload: bytes) -> None:
         self._transport.send_unreliable(now, peer, channel, payload)
+
+    def seek(self, now: float, peer: int) -> None:
+        self._transport.seek(now, peer)
 
     def cancel(self, handle: int) -> None:
         if handle > 0:
@@ -103,7 +115,7 @@ class Node:
         self._open_group = OpenGroup(config, self._ring)
         self._absent: set[Reason] = set()
         """Why the node is out of the ring: it left, it is shut out, or both."""
-        self._transmit: list[Transmit] = []
+        self._transmit: list[Transmit | Resolve] = []
         self._events: dict[type, Callable[[Any], None]] = {
             Datagrams: self._on_datagrams,
             Timer: lambda event: None,
@@ -131,6 +143,7 @@ class Node:
             Delivered: self._on_delivered,
             Undelivered: lambda effect: self._on_undelivered(effect.handle, effect.reason is Lost.RESTARTED),
             Transmit: self._transmit.append,
+            Resolve: self._transmit.append,
         }
 
     # ------------------------------------------------------------------------------------------------ the interface

@@ -115,6 +115,7 @@ class Admission:
         ring = self._ring
         payload = b"".join(encode(Call(self._call_id, False, False, NO_EPOCH, 0, ring.view_number, 0)))
         for peer in peers:
+            ring.link.seek(now, peer)
             ring.link.send_unreliable(now, peer, CHANNEL_CONTROL, payload)
 
     def _ask_for_token(self, now: float, dead: int) -> None:
@@ -250,6 +251,7 @@ class Admission:
         if absent:
             payload = b"".join(encode(Beacon(token.rank(), ring.view_number)))
             for peer in absent:
+                ring.link.seek(now, peer)
                 ring.link.send_unreliable(now, peer, CHANNEL_CONTROL, payload)
 
     def on_beacon(self, now: float, peer: int, incarnation: int, beacon: Beacon) -> None:

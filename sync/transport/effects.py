@@ -60,7 +60,18 @@ class Undelivered(NamedTuple):
     reason: Reason
 
 
-Effect = Transmit | Arrived | Delivered | Undelivered
+class Resolve(NamedTuple):
+    """Nothing comes back from there: see to it that the network does not still wait for an answer it owes.
+
+    A neighbour that was asked for (ARP, ND) while the cable was out is asked for again only after a second; until
+    then the way to it is closed in this direction alone.
+    """
+
+    link: int
+    address: Hashable
+
+
+Effect = Transmit | Arrived | Delivered | Undelivered | Resolve
 
 
 class Path(NamedTuple):

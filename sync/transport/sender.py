@@ -103,6 +103,7 @@ class Sender:
             if greeted_in_vain and now >= message.submitted_at + self._local.config.failure_after_s:
                 self._give_back(message, Reason.UNREACHABLE)
         if self.window.queued:
+            session.seek(now)
             session.greet_again(now)
             session.greet_deadline = min(session.greet_deadline, self._next_to_give_up(now))
         else:
@@ -165,6 +166,7 @@ class Sender:
             chunk.cut_smaller = True
             self._lay_out(chunk, wire.DATAGRAM_MIN)
         self.congestion.lost(now, self.round_trip.smoothed)
+        session.seek(now)
         self._resend(now, chunk)
 
     def _on_report(self, now: float, sequence: int, held: int) -> None:

@@ -11,7 +11,7 @@ from math import inf
 from typing import Final
 
 from sync.transport import wire
-from sync.transport.effects import Counters, Effect, Path, PeerConfig, Transmit, TransportConfig
+from sync.transport.effects import Counters, Effect, Path, PeerConfig, Resolve, Transmit, TransportConfig
 from sync.transport.keys import Cipher, KeyRing, derive_cipher, open_ring
 from sync.transport.wire import DATAGRAM_MIN, PREFIX, VERSION, Buffer, Prefix, Refused, nonce
 
@@ -67,6 +67,7 @@ class Session:
         "_local",
         "_preferred",
         "_reduced_until",
+        "_seek_again_at",
         "_sequences",
         "datagram_max",
         "greet_deadline",
@@ -91,6 +92,7 @@ class Session:
         self._ciphers: dict[tuple[int, int], Cipher] = {}
         self._sequences = {wire.ACK: 0, wire.HELLO: 0, wire.UNRELIABLE: 0}
         self._reduced_until = -inf
+        self._seek_again_at = -inf
         self.use_paths(config)
 
     # Paths
@@ -132,6 +134,13 @@ class Session:
         """What is rare, and must arrive even if one path carries one direction only and another one the other."""
         for path in self.paths:
             self._local.effects.append(Transmit(path.link, path.address, data, 0))
+
+    def seek(self, now: float) -> None:
+        """The peer is silent: have the ways to it resolved anew, at most once in the least retransmission timeout."""
+        if now >= self._seek_again_at:
+            self._seek_again_at = now + self._local.config.rto_floor_s
+            for path in self.paths:
+                self._local.effects.append(Resolve(path.link, path.address))
 
     def datagram_limit(self, now: float) -> int:
         """Bytes of the largest datagram to send to this peer at present."""

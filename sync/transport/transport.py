@@ -175,6 +175,10 @@ class Transport:
         header = session.prefix(wire.UNRELIABLE, sequence) + bytes((channel,))
         session.transmit_everywhere(session.seal(wire.UNRELIABLE, sequence, header, payload))
 
+    def seek(self, now: float, peer: int) -> None:
+        """This peer is absent: what is sent to it next must not wait for a network that has asked for it in vain."""
+        self._peers[peer].session.seek(now)
+
     def cancel(self, handle: int) -> bool:
         """Forget a message: no notice follows, though it may still arrive. False if it is settled already."""
         for peer in self._peers.values():

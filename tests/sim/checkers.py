@@ -12,7 +12,7 @@ from sync.ring.membership import TokenState
 from sync.ring.token import JOINER
 
 if TYPE_CHECKING:
-    from tests.sim.cluster import Instance
+    from tests.sim.instance import Instance
 
 Identity = tuple[int, int]
 """(node id, incarnation): a node that restarts is another one."""

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from sync.events import Order
 from sync.ring.membership import TokenState
-from tests.sim.cluster import Cluster, Instance
+from tests.sim.cluster import Cluster
+from tests.sim.convergence import unsettled
+from tests.sim.instance import Instance
 from tests.sim.scenario import Scenario
 
 LIMIT_S = 10.0
@@ -31,6 +33,7 @@ class Death(Enum):
     TWO = "two nodes at once"
     SECOND = "a second one within 70 ms of the first"
     CALLER = "a second one that has just called 911"
+    MENDED = "one node, just after another one's cable was mended"
 
     @property
     def victims(self) -> int:
@@ -50,7 +53,7 @@ def detections(death: Death, seed: int) -> list[Detection]:
     cluster = Cluster(Scenario.calm(seed, rng.randint(3, 8), rng.choice((0.05, 0.2, 0.5))))
     cluster.healed = True
     cluster.network.heal()
-    _wait(cluster, lambda: cluster._unsettled() is None)
+    _wait(cluster, lambda: unsettled(cluster) is None)
     found = []
     while len(cluster.instances) >= death.victims + 2:
         _pause(cluster, 0.04 + 0.06 * rng.random(), loaded=death is Death.LOADED)
@@ -67,14 +70,14 @@ def _pause(cluster: Cluster, seconds: float, *, loaded: bool) -> None:
         if loaded:
             for instance in cluster.living:
                 if not instance.ring.outbox:
-                    text = f"{cluster._next()} {instance.incarnation} 0 x"
+                    text = f"{cluster.next_message()} {instance.incarnation} 0 x"
                     cluster.multicast(instance, [text.encode()], Order.AGREED)
         cluster.advance()
 
 
 def _at_once(cluster: Cluster, rng: random.Random, victims: int) -> None:
     for victim in rng.sample(cluster.living, victims):
-        cluster._die(victim)
+        cluster.die(victim)
 
 
 def _with_the_token(cluster: Cluster, rng: random.Random, victims: int) -> None:
@@ -87,31 +90,51 @@ def _with_the_token(cluster: Cluster, rng: random.Random, victims: int) -> None:
 
 def _one_after_the_other(cluster: Cluster, rng: random.Random, victims: int) -> None:
     first, second = rng.sample(cluster.living, 2)
-    cluster._die(first)
+    cluster.die(first)
     _pause(cluster, 0.07 * rng.random(), loaded=False)
-    cluster._die(second)
+    cluster.die(second)
 
 
 def _with_its_caller(cluster: Cluster, rng: random.Random, victims: int) -> None:
     """If nobody calls, because the token was not lost, the first death is the only one."""
-    cluster._die(rng.choice(cluster.living))
+    cluster.die(rng.choice(cluster.living))
     while not _agreed(cluster):
         starving = [i for i in cluster.living if i.ring.states.token is TokenState.STARVING]
         if starving:
-            cluster._die(starving[0])
+            cluster.die(starving[0])
             return
         cluster.advance()
+
+
+def _after_a_mended_cable(cluster: Cluster, rng: random.Random, victims: int) -> None:
+    """The node that is back has asked for its neighbours in vain; nobody may have to wait until it asks again."""
+    back, victim = rng.sample(cluster.living, 2)
+    ways = cluster.network.pull(cluster.now, back.identity[0], 0)
+    cluster.network.cut |= ways
+    _pause(cluster, 0.3 + 1.2 * rng.random(), loaded=False)
+    cluster.network.cut -= ways
+    _wait(cluster, lambda: _whole(cluster))
+    _pause(cluster, 0.1 * rng.random(), loaded=False)
+    cluster.die(victim)
 
 
 _PRELUDES: dict[Death, Callable[[Cluster, random.Random, int], None]] = {
     Death.HOLDER: _with_the_token,
     Death.SECOND: _one_after_the_other,
     Death.CALLER: _with_its_caller,
+    Death.MENDED: _after_a_mended_cable,
 }
 
 
 def _identities(instances: Iterable[Instance]) -> set[tuple[int, int]]:
     return {instance.identity for instance in instances}
+
+
+def _whole(cluster: Cluster) -> bool:
+    """Are all living nodes in one view of just them?"""
+    views = {instance.node.view for instance in cluster.living}
+    view = next(iter(views))
+    return len(views) == 1 and view is not None and set(view.members) == set(cluster.instances)
 
 
 def _agreed(cluster: Cluster) -> bool:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from sync.events import Order
 from tests.sim.cluster import Cluster
+from tests.sim.convergence import unsettled
 from tests.sim.scenario import Scenario
 
 DELAY_MS = 0.2
@@ -43,7 +44,7 @@ def measure(nodes: int, seed: int = 1) -> Growth:
     cluster = Cluster(Scenario.calm(seed, nodes, DELAY_MS))
     cluster.healed = True
     cluster.network.heal()
-    _until(cluster, lambda: cluster._unsettled() is None)
+    _until(cluster, lambda: unsettled(cluster) is None)
     idle = _turn(cluster, load=False)
     turn = _turn(cluster, load=True)
     per_message = _bytes_per_message(cluster)
@@ -74,7 +75,7 @@ def _turn(cluster: Cluster, *, load: bool) -> float:
     end = begin + (0.1 if load else 0.5)
     while cluster.now < end:
         if load and not first.ring.outbox:
-            cluster.multicast(first, [f"{cluster._next()} {first.incarnation} 0 x".encode()], Order.AGREED)
+            cluster.multicast(first, [f"{cluster.next_message()} {first.incarnation} 0 x".encode()], Order.AGREED)
         cluster.advance()
     assert first.ring.token is not None
     turns = (first.ring.token.hop - hop) / len(cluster.instances)
@@ -86,7 +87,7 @@ def _bytes_per_message(cluster: Cluster) -> float:
     first = cluster.living[0]
     before = cluster.bytes_sent
     for _ in range(MESSAGES):
-        payload = f"{cluster._next()} {first.incarnation} 0 ".encode().ljust(PAYLOAD, b".")
+        payload = f"{cluster.next_message()} {first.incarnation} 0 ".encode().ljust(PAYLOAD, b".")
         cluster.multicast(first, [payload], Order.AGREED)
     _until(cluster, lambda: not first.open_tags)
     return (cluster.bytes_sent - before) / MESSAGES
@@ -95,7 +96,7 @@ def _bytes_per_message(cluster: Cluster) -> float:
 def _detection(cluster: Cluster) -> float:
     victim = cluster.living[-1]
     view = cluster.living[0].node.view
-    cluster._die(victim)
+    cluster.die(victim)
     begin = cluster.now
     last = [begin]
 

@@ -9,7 +9,8 @@ from sync.events import Eligible, Multicast, Order
 from tests.sim.checkers import RELAYED_LANE, WORKLOAD_CHANNEL
 
 if TYPE_CHECKING:
-    from tests.sim.cluster import Cluster, Instance
+    from tests.sim.cluster import Cluster
+    from tests.sim.instance import Instance
 
 EXPELLED_S = 0.5
 """A view without it may come so much later than the last change."""
@@ -26,13 +27,13 @@ def relay(cluster: Cluster) -> None:
         return
     instance = rng.choice(outside)
     via = rng.choice([node for node in cluster.clocks if node != instance.identity[0]])
-    payload = f"{cluster._next()} {instance.incarnation} {RELAYED_LANE} relayed".encode()
+    payload = f"{cluster.next_message()} {instance.incarnation} {RELAYED_LANE} relayed".encode()
     cluster.checkers.sent.add(payload)
-    cluster._tag += 1
+    tag = cluster.next_tag()
     # Delivered at members; the sender only learns that it was.
-    instance.open_tags[cluster._tag] = []
+    instance.open_tags[tag] = []
     order = rng.choice((Order.AGREED, Order.SAFE))
-    cluster._step(instance, Multicast(cluster._tag, WORKLOAD_CHANNEL, [payload], order, via=via))
+    cluster.step(instance, Multicast(tag, WORKLOAD_CHANNEL, [payload], order, via=via))
 
 
 def strike_off(cluster: Cluster) -> None:
@@ -53,5 +54,5 @@ def set_eligible(cluster: Cluster, instance: Instance, without: int | None) -> N
     """Tell this node who is eligible; all, once the cluster is healed."""
     if without is not None and cluster.healed:
         return
-    peers = {node: cluster._paths(node) for node in cluster.clocks if node not in (instance.identity[0], without)}
-    cluster._step(instance, Eligible(peers))
+    peers = {node: cluster.paths(node) for node in cluster.clocks if node not in (instance.identity[0], without)}
+    cluster.step(instance, Eligible(peers))

@@ -9,7 +9,8 @@ from typing import Any
 
 from sync.config import Mode, Policy
 
-LATER_FAULTS_FROM = 100_000
+RELAYS_FROM = 100_000
+CABLES_FROM = 200_000
 """Seeds from here on have the faults that were thought of later; below, every seed means what it always has."""
 
 
@@ -53,6 +54,8 @@ class Scenario:
     """Multicasts of nodes outside of the ring, through a member."""
     strike_rate: float
     """Nodes that lose their eligibility for a while."""
+    cable_rate: float
+    """Cables that are pulled out for a while, with all that hangs on the carrier."""
 
     @classmethod
     def from_seed(cls, seed: int) -> Scenario:
@@ -93,8 +96,9 @@ class Scenario:
             burst=rng.choice((0.0, 0.1, 0.3)),
             shared_rate=rng.choice((0.0, 10.0, 60.0)),
             join_spread_ms=rng.choice((0.0, 5.0, 300.0)),
-            relay_rate=maybe(0.5, 2.0, 60.0) if seed >= LATER_FAULTS_FROM else 0.0,
-            strike_rate=maybe(0.4, 0.2, 2.0) if seed >= LATER_FAULTS_FROM else 0.0,
+            relay_rate=maybe(0.5, 2.0, 60.0) if seed >= RELAYS_FROM else 0.0,
+            strike_rate=maybe(0.4, 0.2, 2.0) if seed >= RELAYS_FROM else 0.0,
+            cable_rate=maybe(0.4, 0.2, 3.0) if seed >= CABLES_FROM else 0.0,
         )
 
     @classmethod

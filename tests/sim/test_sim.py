@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from unittest.mock import patch
 
 import pytest
 
 from sync.config import Mode
 from sync.events import Deliver, Order, Reason
-from tests.sim.cluster import Cluster, Instance
+from sync.transport.session import Session
+from tests.sim.cluster import Cluster
+from tests.sim.convergence import converge
 from tests.sim.detection import Death
 from tests.sim.detection import table as detection_times
 from tests.sim.growth import measure, turn_model
+from tests.sim.instance import Instance
 from tests.sim.mutations import MUTATIONS, broken
 from tests.sim.runner import failed_seeds, run_seed
-from tests.sim.scenario import LATER_FAULTS_FROM, Scenario
+from tests.sim.scenario import CABLES_FROM, Scenario
 
 SEEDS_PER_BREAK = 60
 
@@ -35,7 +39,7 @@ def test_a_seed_replays_exactly() -> None:
 
 
 def test_scenarios_cover_what_they_promise() -> None:
-    scenarios = [Scenario.from_seed(LATER_FAULTS_FROM + seed) for seed in range(400)]
+    scenarios = [Scenario.from_seed(CABLES_FROM + seed) for seed in range(400)]
     assert {scenario.nodes for scenario in scenarios} == set(range(2, 10))
     assert {scenario.mode for scenario in scenarios} == set(Mode)
     for fault in (
@@ -56,6 +60,7 @@ def test_scenarios_cover_what_they_promise() -> None:
         "shared_rate",
         "relay_rate",
         "strike_rate",
+        "cable_rate",
     ):
         with_fault = sum(bool(getattr(scenario, fault)) for scenario in scenarios)
         assert 20 < with_fault < 380, f"{fault} in {with_fault} of {len(scenarios)}"
@@ -88,7 +93,9 @@ def test_order_across_false_exclusions_under_load() -> None:
         while cluster.now < end:
             sender, sleeper = cluster.instances.get(1), cluster.instances.get(3)
             if sender is not None and not sender.ring.outbox:
-                texts = [f"{cluster._next()} {sender.incarnation} 0 ".encode().ljust(64, b".") for _ in range(20)]
+                texts = [
+                    f"{cluster.next_message()} {sender.incarnation} 0 ".encode().ljust(64, b".") for _ in range(20)
+                ]
                 cluster.multicast(sender, texts, Order.AGREED)
             if sleeper is not None and stalls_at < cluster.now:
                 sleeper.paused_until = cluster.now + 0.06 + 0.004 * number
@@ -96,7 +103,7 @@ def test_order_across_false_exclusions_under_load() -> None:
                 stalls_at = end
             cluster.advance()
     cluster.heal()
-    cluster.converge()
+    converge(cluster)
     exclusions = sum(cluster.instances[node].ring.counters[Reason.PEER_UNREACHABLE] for node in (1, 2))
     assert exclusions >= 3, "the stalls were meant to be too long"
     assert len(delivered[1]) > 2000
@@ -110,10 +117,16 @@ def test_order_across_false_exclusions_under_load() -> None:
 
 @pytest.mark.parametrize("death", Death)
 def test_a_death_is_noticed_in_time_and_takes_nobody_alive_along(death: Death) -> None:
-    times = detection_times(death, 60 if death is Death.LOADED else 200)
+    times = detection_times(death, 60 if death in (Death.LOADED, Death.MENDED) else 200)
     assert times[-1] <= 150
     if death.victims == 1:
         assert times[len(times) // 2] <= 60
+
+
+def test_a_neighbour_asked_for_in_vain_would_cost_living_nodes_their_place() -> None:
+    """The simulated network is as forgetful as a real one: unless it is told, a mended way stays closed."""
+    with patch.object(Session, "seek", lambda self, now: None), pytest.raises(AssertionError, match="excluded"):
+        detection_times(Death.MENDED, 60)
 
 
 @pytest.mark.parametrize("nodes", [2, 8, 32])

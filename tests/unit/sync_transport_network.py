@@ -14,6 +14,7 @@ from sync.transport import (
     Path,
     PeerConfig,
     Reason,
+    Resolve,
     Transmit,
     Transport,
     TransportConfig,
@@ -45,6 +46,7 @@ class Station:
     arrived: list[Arrived] = field(default_factory=list)
     delivered: list[Delivered] = field(default_factory=list)
     undelivered: list[tuple[float, Undelivered]] = field(default_factory=list)
+    resolved: list[tuple[float, Resolve]] = field(default_factory=list)
 
 
 class Network:
@@ -109,6 +111,8 @@ class Network:
                 station.delivered.append(effect)
             elif type(effect) is Undelivered:
                 station.undelivered.append((self.now, effect))
+            elif type(effect) is Resolve:
+                station.resolved.append((self.now, effect))
 
     def inject(self, destination: int, data: bytes, *, source: int, link: int = 0, at: float | None = None) -> None:
         """Let a datagram appear at a node as if it came from another one's address."""

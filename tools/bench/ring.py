@@ -40,7 +40,6 @@ LATENCY_RATE, LATENCY_SIZE = 1000, 1024
 VIEW_TIMEOUT_S = 10.0
 COROSYNC_VIEW_TIMEOUT_S = 40.0
 ITEMS, ITEM_BYTES, UPDATES_PER_S = 10_000, 1024, 500
-ARP_RETRY_S = 1.1  # whom a node without a cable has asked for, it asks for again only so much later
 SETTLE_S = 8.0  # datagrams lost while nodes start make the others ask for acknowledgements for a while
 COROSYNC_TUNED: dict[str, Any] = {"token_ms": 50, "ping_ms": 2000}  # its limit here: below, it excludes living nodes
 
@@ -222,8 +221,6 @@ def detection(options: argparse.Namespace) -> Iterator[Row]:
 
 def one_death(cluster: Cluster, network: Network, how: str, victim: int) -> float | None:
     """Milliseconds, or None if no view came; the ring is whole again afterwards."""
-    if how == "cut":
-        time.sleep(ARP_RETRY_S)
     time.sleep(0.4 + 0.013 * (victim + len(cluster.nodes[victim].views) % 7))  # at no fixed place of the token
     survivors = [node for node in cluster.nodes if node != victim]
     begin = time.monotonic()
