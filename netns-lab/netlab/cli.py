@@ -18,7 +18,7 @@ import sys
 from netlab import faults, namespaces, services, state
 from netlab.lab import Lab
 from netlab.state import LabError
-from netlab.topology import TOPOLOGIES
+from netlab.topologies import TOPOLOGIES
 
 FAULTS = ("kill", "stop", "cont", "start", "link-down", "link-up", "loss", "delay", "mtu", "partition", "heal")
 

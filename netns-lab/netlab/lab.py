@@ -19,7 +19,8 @@ from netlab import build, gateway_files, namespaces, services, state
 from netlab.gateway_files import Scalar
 from netlab.namespaces import Process
 from netlab.state import LabError
-from netlab.topology import HTTP_PORT, PUSH_PORT, TOPOLOGIES, Node, Topology
+from netlab.topologies import TOPOLOGIES
+from netlab.topology import HTTP_PORT, PUSH_PORT, Node, Topology
 from netlab.traffic.common import READY_VARIABLE
 from netlab.waiting import eventually
 

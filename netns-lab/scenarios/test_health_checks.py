@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from netlab import cluster, gateway_files
 from netlab.lab import Lab, LabMaker
-from netlab.topology import ECHO_PORT, FAMILIES, HTTP_PORT, TOPOLOGIES, Family, Service
+from netlab.topologies import TOPOLOGIES
+from netlab.topology import ECHO_PORT, FAMILIES, HTTP_PORT, Family, Service
 from netlab.waiting import eventually
 
 QUICK: dict[str, str | int | bool] = {"interval_ms": 200, "timeout_ms": 200, "fall": 2, "rise": 2}

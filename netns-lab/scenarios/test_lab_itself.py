@@ -15,7 +15,8 @@ from netlab import build, faults, gateway_files, namespaces, services, state
 from netlab.lab import Lab, LabMaker
 from netlab.namespaces import Process
 from netlab.state import LabError
-from netlab.topology import ECHO_PORT, FAMILIES, HTTP_PORT, TOPOLOGIES, Topology
+from netlab.topologies import TOPOLOGIES
+from netlab.topology import ECHO_PORT, FAMILIES, HTTP_PORT, Topology
 from netlab.traffic.udp_probe import longest_gap
 from netlab.waiting import eventually
 
@@ -357,7 +358,7 @@ def test_backends_unwrap_tunnels_of_every_kind(tunnel: Lab, inner: int, outer: i
     """A SYN for the VIP, wrapped by hand, is answered by the backend straight to the client."""
     script = f"""
 from scapy.all import Ether, IP, IPv6, TCP, AsyncSniffer, getmacbyip, getmacbyip6, sendp
-from netlab.topology import TOPOLOGIES
+from netlab.topologies import TOPOLOGIES
 topology = TOPOLOGIES["tunnel"]
 def layer(family, to):
     return (IP if family == 4 else IPv6)(src=topology.node("client").address("outside", family), dst=to)

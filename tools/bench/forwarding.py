@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from netlab.lab import Lab
-from netlab.topology import TOPOLOGIES, Service, Target, Topology
+from netlab.topologies import TOPOLOGIES
+from netlab.topology import Service, Target, Topology
 from netlab.waiting import eventually
 
 from tools.bench.programs import compiled

@@ -25,7 +25,8 @@ from typing import Any
 
 from netlab import cluster, faults
 from netlab.lab import Lab
-from netlab.topology import TOPOLOGIES, Service, Target, Topology
+from netlab.topologies import TOPOLOGIES
+from netlab.topology import Service, Target, Topology
 from netlab.waiting import eventually
 
 from tools.bench.programs import compiled
