@@ -81,18 +81,19 @@ class Daemon:
         gateway.driver = EngineDriver(gateway.engine, self._engine_failed)
         gateway.neighbours = Neighbours(self._hops_changed)
         methods.register(gateway, lambda: self.shut_down(detach=True))
-        parts: list[Component] = [Sweeps(gateway), PathWatch(gateway), self._probe_way]
+        own_addresses, cluster = OwnAddresses(gateway), self._cluster_component()
+        parts: list[Component] = [cluster, Sweeps(gateway), PathWatch(gateway), self._probe_way]
         if self.node.ring is not None:
             parts.append(LocalServices(gateway))
-        # A gateway tells its peers at which of its own addresses they reach it.
-        self._components = [OwnAddresses(gateway), self._cluster_component(), *parts]
+        self._components = [own_addresses, *parts]
         await gateway.driver.start()
         self._follow_store()
         # Maps first, program last: from its first packet on the path knows everything.
         await gateway.neighbours.start()
         await gateway.driver.settled()
+        await own_addresses.start()
         gateway.attached = await asyncio.to_thread(attach_path, self.node)
-        for component in self._components:
+        for component in parts:
             await component.start()
         await gateway.control.start()
         collect_figures(gateway)

@@ -350,8 +350,8 @@ class Ring(Subscriptions, Coordination):
             figures.update({f"link{link.index}_{name}": value for name, value in link.counts.items()})
         return figures
 
-    def turned_away(self) -> dict[str, TurnedAway]:
-        """The last datagram refused for each reason that `stats` counts as `transport_…`."""
+    def turned_away(self) -> dict[tuple[str, int], TurnedAway]:
+        """Refused datagrams by reason (in `stats`: `transport_…`) and peer whose address they came from (0: nobody)."""
         return dict(self._node.transport.turned_away)
 
     # --- the loop ----------------------------------------------------------------------------------------------------

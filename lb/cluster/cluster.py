@@ -18,6 +18,7 @@ import msgpack
 from lb.cluster.journal import ClusterJournal
 from lb.cluster.lease import KernelLease
 from lb.cluster.load import LoadMeter
+from lb.cluster.occupancy import ASK_EVERY_S, Occupancy
 from lb.cluster.own_node import OwnNode
 from lb.cluster.ownership import (
     RESTART_PREFIX,
@@ -97,6 +98,9 @@ class Cluster:
         self._tasks: list[asyncio.Task[None]] = []
         self._writer = OwnershipWriter(self.ring, self.state, self._react)
         self._stopping = False
+        # For as long as no other gateway has been found.
+        self.occupancy: Occupancy | None = None
+        self._left_alone: set[str] = set()
         # Alone, addresses are taken only after this time.
         self._patient_until = 0.0
         # Under a planned restart's stretched lease the packet path goes on answering until this node has confirmed.
@@ -137,6 +141,8 @@ class Cluster:
             lambda: gateway.own_addresses,
         )
         self.own.config_version = self.store.current.version
+        segments = {interface.name: interface.segment for interface in gateway.node.interfaces}
+        self.occupancy = Occupancy(segments, lambda: self.own.links.links)
         self.vips = VipManager(
             gateway.node,
             engine.hold,
@@ -157,6 +163,7 @@ class Cluster:
         self._subscribe()
         await self.resources.start()
         self._be_patient()
+        self._look_around()
         self.ring.start()
         self.replication.start()
         self._tasks = [
@@ -196,6 +203,7 @@ class Cluster:
         await self.replication.close()
         await self.store.close()
         await self.vips.close()
+        self._found_others()
         self.own.close()
         self._workers.shutdown(wait=True)
 
@@ -222,6 +230,8 @@ class Cluster:
     def _view(self, view: View) -> None:
         before = self.state.view
         self.state.take_view(view)
+        if len(view.members) > 1:
+            self._found_others()
         self.state.shut_out = self._has_left()
         now = self._view_at = time.monotonic()
         self.vips.judging = False
@@ -284,7 +294,8 @@ class Cluster:
         writes += hand_on(cluster, self.node, self.vips.held, now)
         if state.coordinator == self.node:
             known = {write.address for write in writes}
-            writes += [w for w in decide(cluster, may_rebalance=self._may_move(), now=now) if w.address not in known]
+            due = decide(cluster, may_rebalance=self._may_move(), now=now, occupied=self._occupied_by_others())
+            writes += [write for write in due if write.address not in known]
         if writes:
             self.gateway.spawn(self._writer.write(writes), "VIP ownership")
         elif self._waits_for_release(cluster.holdings):
@@ -299,6 +310,28 @@ class Cluster:
     def _is_patient(self) -> bool:
         view = self.state.view
         return view is not None and len(view.members) == 1 and time.monotonic() < self._patient_until
+
+    def _look_around(self) -> None:
+        """Until this gateway has found others: ask whether somebody has the addresses."""
+        if self.occupancy is None or self._stopping:
+            return
+        self.occupancy.ask(vip for vip in self.store.current.vips if vip.host not in self.vips.taken)
+        asyncio.get_running_loop().call_later(ASK_EVERY_S, self._look_around)
+
+    def _occupied_by_others(self) -> frozenset[str]:
+        if self.occupancy is None:
+            return frozenset()
+        occupied = self.occupancy.occupied()
+        for host in sorted(occupied.keys() - self._left_alone):
+            text = f"{host} is answered for by {occupied[host]}, and no other gateway has been found: left alone"
+            self.journal.tell(Event("vip.in_use", text, subject=host, why="occupied", severity="error"))
+        self._left_alone |= occupied.keys()
+        return frozenset(occupied)
+
+    def _found_others(self) -> None:
+        if self.occupancy is not None:
+            self.occupancy.close()
+            self.occupancy = None
 
     def _keeping(self) -> bool:
         return self._kept_until > time.monotonic()
@@ -405,7 +438,7 @@ class Cluster:
             await asyncio.sleep(TICK_S)
             self._judge_strangers()
             self._publish()
-            for event in self.refusals.take(time.monotonic(), self.ring.stats(), self.ring.turned_away()):
+            for event in self.refusals.take(time.monotonic(), self.ring.turned_away()):
                 self.journal.tell(event)
             self.state.loads = self.stats.vip_loads(self.state.view.members) if self.state.view is not None else {}
             self._react()

@@ -116,7 +116,10 @@ def _vip_row(cluster: Cluster, vip: Vip) -> dict[str, Any]:
         "segment": vip.segment,
         "owner": cluster.state.name(holding.owner) if holding.owner else None,
         "since": holding.since or None,
-        "reason": cluster.vips.problems.get(vip.host) or reason_text(holding.reason) or None,
+        "reason": _left_alone(cluster, vip)
+        or cluster.vips.problems.get(vip.host)
+        or reason_text(holding.reason)
+        or None,
         "lease_ms": cluster.stats.vips_of(holding.owner).lease_ms if there else None,
         "packets_per_s": round(cluster.state.loads.get(vip.host, 0.0), 1),
         "prefer": list(vip.prefer),
@@ -126,6 +129,11 @@ def _vip_row(cluster: Cluster, vip: Vip) -> dict[str, Any]:
         "goes_to": cluster.state.name(holding.heir) if holding.releasing and holding.heir else None,
         "term": holding.term,
     }
+
+
+def _left_alone(cluster: Cluster, vip: Vip) -> str:
+    mac = cluster.occupancy.occupied().get(vip.host) if cluster.occupancy is not None else None
+    return f"{mac} answers for it, and no other gateway has been found (lbctl nodes)" if mac else ""
 
 
 # --- moving ----------------------------------------------------------------------------------------------------------

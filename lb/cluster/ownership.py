@@ -137,9 +137,15 @@ def coordinator(members: Iterable[int], joined: Collection[int]) -> int:
     return min((node for node in members if node not in joined), default=NOBODY)
 
 
-def decide(cluster: Cluster, *, may_rebalance: bool, now: float) -> list[Write]:
-    """What the coordinator has to write so that every address comes where it belongs. Empty when nothing is to do."""
+def decide(
+    cluster: Cluster, *, may_rebalance: bool, now: float, occupied: Collection[str] = frozenset()
+) -> list[Write]:
+    """What the coordinator has to write so that every address comes where it belongs. Empty when nothing is to do.
+
+    `occupied` addresses, which somebody outside the group answers for, stay as they are.
+    """
     waiting = {address for address, holding in cluster.holdings.items() if holding.owner in cluster.excused}
+    waiting |= set(occupied)
     wishes = [wish for wish in cluster.wishes if wish.address not in waiting]
     owners = {address: _settled(holding, cluster) or None for address, holding in cluster.holdings.items()}
     moves = plan(seats(cluster), wishes, owners, cluster.policy, may_rebalance=may_rebalance)

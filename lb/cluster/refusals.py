@@ -13,11 +13,11 @@ from sync.transport.wire import VERSION
 
 # Fewer than that between two looks are strays: a port scan, a datagram from before a restart.
 WORTH_TELLING = 3
-# The same trouble is told again only after this time.
+# The same trouble is told again only after this time; of more troubles than that only the counters tell meanwhile.
 QUIET_S = 600.0
+TROUBLES_MAX = 16
 # A gateway that tries to join is heard more often than that.
 PRESENT_S = 10.0
-PREFIX = "transport_"
 
 EXPLANATIONS = {
     "other_version": (
@@ -56,47 +56,54 @@ EXPLANATIONS = {
 
 
 class Refusals:
-    """Follows the ring's counters; `take` gives what is worth an event. `name` gives a node id's name."""
+    """Follows what the ring refuses; `take` gives what is worth an event. `name` gives a node id's name."""
 
     def __init__(self, name: Callable[[int], str]) -> None:
         self._name = name
-        self._seen: dict[str, float] = {}
-        self._told: dict[str, float] = {}
+        self._seen: dict[tuple[str, int], int] = {}
+        self._told: dict[tuple[str, str], float] = {}
         # By node: why its datagrams are refused, and when that was last so.
         self._refused: dict[int, tuple[str, float]] = {}
 
-    def take(self, now: float, counters: Mapping[str, float], last: Mapping[str, TurnedAway]) -> list[Event]:
-        """The events for what was refused since the last look.
-
-        `now` in seconds; `counters` and `last` as of `Ring.stats` and `Ring.turned_away`.
-        """
+    def take(self, now: float, turned_away: Mapping[tuple[str, int], TurnedAway]) -> list[Event]:
+        """The events for what was refused since the last look; `now` in seconds, `turned_away` as of `Ring`."""
         events = []
-        for reason, (what, remedy) in EXPLANATIONS.items():
-            count = counters.get(PREFIX + reason, 0.0)
-            fresh, self._seen[reason] = count - self._seen.get(reason, 0.0), count
-            if fresh and reason in last:
-                self._refused[last[reason].peer] = reason, now
-            if fresh < WORTH_TELLING or now - self._told.get(reason, -QUIET_S) < QUIET_S:
+        for (reason, peer), datagrams in turned_away.items():
+            fresh = datagrams.total - self._seen.get((reason, peer), 0)
+            self._seen[reason, peer] = datagrams.total
+            if not fresh or reason not in EXPLANATIONS:
                 continue
-            self._told[reason] = now
-            text = f"datagrams at the ring's port are refused: {what}{self._origin(reason, last)}; {remedy}"
-            events.append(Event("ring.refused", text, subject=reason, why=reason, severity="warning"))
+            origin = self._origin(reason, peer, datagrams)
+            what, remedy = EXPLANATIONS[reason]
+            self._refused[peer] = f"its datagrams are refused: {what} ({origin}); {remedy}", now
+            if fresh >= WORTH_TELLING and self._is_news(now, (reason, origin)):
+                text = f"datagrams at the ring's port are refused: {what} ({origin}); {remedy}"
+                events.append(Event("ring.refused", text, subject=reason, why=reason, severity="warning"))
         return events
 
     def of(self, node: int, now: float) -> str:
         """Why what a peer's address sends is refused at present, and what to do; empty if it is not."""
-        reason, at = self._refused.get(node, ("", now))
-        if not reason or now - at > PRESENT_S:
-            return ""
-        what, remedy = EXPLANATIONS[reason]
-        return f"its datagrams are refused: {what}; {remedy}"
+        why, at = self._refused.get(node, ("", now))
+        return why if now - at <= PRESENT_S else ""
 
-    def _origin(self, reason: str, last: Mapping[str, TurnedAway]) -> str:
-        """Where the last one came from and whom it names, as far as it can be read."""
-        if reason not in last:
-            return ""
-        source, peer, version, claimed = last[reason]
+    def _is_news(self, now: float, trouble: tuple[str, str]) -> bool:
+        self._told = {each: at for each, at in self._told.items() if now - at < QUIET_S}
+        if trouble in self._told or len(self._told) >= TROUBLES_MAX:
+            return False
+        self._told[trouble] = now
+        return True
+
+    def _origin(self, reason: str, peer: int, datagrams: TurnedAway) -> str:
+        """Where they come from and whom they name, as far as that can be read."""
+        source = datagrams.source
         host = source[0] if isinstance(source, tuple) else source
         whose = f"the address of {self._name(peer)}" if peer else "nobody's address"
-        said = f"version {version}" if reason == "other_version" else f"node id {claimed} ({self._name(claimed)})"
-        return f" (the last from {host}, {whose}, with {said})"
+        claimed = datagrams.claimed
+        said = (
+            f"version {datagrams.version}" if reason == "other_version" else f"node id {claimed}{self._known(claimed)}"
+        )
+        return f"from {host}, {whose}, with {said}"
+
+    def _known(self, node: int) -> str:
+        name = self._name(node)
+        return "" if name == f"node {node}" else f" ({name})"

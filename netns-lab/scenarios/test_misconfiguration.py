@@ -2,15 +2,22 @@
 """A gateway or a VIP that is set up wrongly: the cluster goes on, and says what is wrong and what to do."""
 
 import secrets
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
-from netlab import build, cluster, faults, gateway_files
-from netlab.lab import Lab
+from netlab import build, cluster, faults, gateway_files, services
+from netlab.lab import Argument, Lab
+from netlab.topology import HTTP_PORT, RING_PORT
 from netlab.waiting import eventually
 
 from scenarios.clients import answered, others
+from sync.transport.wire import VERSION
 
 WRONG = "gw3"
 # A host outside the cluster has it.
@@ -18,13 +25,36 @@ STRANGER = "10.0.1.77"
 
 
 @pytest.fixture
-def whole(whole: Lab) -> Iterator[Lab]:
-    """The cluster, set right again before it is brought together again."""
-    lab = whole
+def rest(lab: Lab) -> Iterator[Lab]:
+    """The cluster without the one that is to come with a mistake; it is gone, and set right, after the test."""
+    present = others(lab, WRONG)
+    end(lab)
+    cluster.wait_for_members(lab, present)
+    cluster.wait_for_owners(lab, present, but=[WRONG])
     yield lab
+    end(lab)
+    lab.run(WRONG, ["ip", "address", "delete", f"{address_of(lab, 'gw2')}/24", "dev", "eth0"], check=False)
+    gateway_files.write_nodes(lab.name, lab.topology, lab.directory, {})
+
+
+def end(lab: Lab) -> None:
     if lab.daemon(WRONG).alive():
         faults.signal_daemon(lab, WRONG, "kill")
-    gateway_files.write_nodes(lab.name, lab.topology, lab.directory, {})
+
+
+@pytest.fixture
+def whole(lab: Lab) -> Lab:
+    """All gateways in service."""
+    cluster.revive(lab)
+    return lab
+
+
+def address_of(lab: Lab, node: str) -> str:
+    return lab.topology.node(node).address("outside", 4)
+
+
+def start_as_it_is(lab: Lab) -> None:
+    lab.start_daemon(WRONG)
 
 
 def other_key(lab: Lab, text: str) -> str:
@@ -38,30 +68,96 @@ def other_cluster(lab: Lab, text: str) -> str:
     return text.replace(f'cluster = "{lab.name}"', 'cluster = "somebody-elses"')
 
 
-def same_id(_lab: Lab, text: str) -> str:
+def unknown_id(_lab: Lab, text: str) -> str:
     return text.replace("id = 3", "id = 4", 1)
 
 
+def id_of_another(_lab: Lab, text: str) -> str:
+    """As a host is that was made as a copy of gw2's and given addresses of its own."""
+    return text.replace("gw2 = { id = 2", "copied = { id = 3").replace("id = 3", "id = 2", 1)
+
+
+def address_of_another(lab: Lab, text: str) -> str:
+    """Its second ring link has gw2's address, on the host as well."""
+    own, others = (f'"{address_of(lab, name)}:{RING_PORT}"' for name in (WRONG, "gw2"))
+    lab.run(WRONG, ["ip", "address", "add", f"{address_of(lab, 'gw2')}/24", "dev", "eth0"])
+    return text.replace(others, "?").replace(own, others).replace("?", own)
+
+
+def unchanged(_lab: Lab, text: str) -> str:
+    return text
+
+
+def start_other_version(lab: Lab) -> None:
+    """The same product, whose ring speaks the next version of its protocol."""
+    copy = lab.directory / "other-version"
+    for package in ("lb", "sync", "ebpf"):
+        shutil.copytree(services.PROJECT_ROOT / package, copy / package)
+    wire = copy / "sync" / "transport" / "wire.py"
+    wire.write_text(wire.read_text().replace(f"VERSION: Final = {VERSION}\n", f"VERSION: Final = {VERSION + 1}\n"))
+    host = lab.topology.node(WRONG)
+    file = services.daemon_command(lab.directory, host)[1:]
+    lab.start(f"{WRONG}/lbd", host, ["env", f"PYTHONPATH={copy}", sys.executable, "-P", "-m", "lb.main", *file])
+    lab.wait_ready(WRONG)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What somebody did wrong, and what the others are to say: why, and about whom."""
+
+    reasons: set[str]
+    named: str
+    change: Callable[[Lab, str], str] = unchanged
+    start: Callable[[Lab], None] = start_as_it_is
+    stays_out: bool = True
+
+
 MISTAKES = {
-    "another key": (other_key, {"bad_tag", "unknown_key"}),
-    "another cluster": (other_cluster, {"other_cluster"}),
-    "an id that nobody expects there": (same_id, {"impersonated", "unknown_source"}),
+    "another key": Mistake({"bad_tag", "unknown_key"}, "the address of gw3", other_key),
+    "another cluster": Mistake({"other_cluster"}, "the address of gw3", other_cluster),
+    "another version": Mistake({"other_version"}, f"with version {VERSION + 1}", start=start_other_version),
+    "an id that nobody expects": Mistake({"impersonated"}, "the address of gw3, with node id 4", unknown_id),
+    "the id of another": Mistake({"impersonated"}, "the address of gw3, with node id 2 (gw2)", id_of_another),
+    "a ring address of another": Mistake(
+        {"impersonated"}, "the address of gw2, with node id 3 (gw3)", address_of_another, stays_out=False
+    ),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_gateway_with_a_mistake_stays_out_and_everybody_is_told_why(whole: Lab, mistake: str) -> None:
-    change, reasons = MISTAKES[mistake]
-    present = others(whole, WRONG)
-    faults.signal_daemon(whole, WRONG, "kill")
-    cluster.wait_for_owners(whole, present, but=[WRONG])
-    path = whole.directory / WRONG / "node.toml"
-    path.write_text(change(whole, path.read_text()))
-    whole.start_daemon(WRONG)
-    told = eventually(lambda: refusals(whole, present[0]) & reasons, 15, f"{present[0]} says {reasons}")
-    assert told
-    assert cluster.members(whole, present[0]) == set(present)
-    assert answered(whole, 100)
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_gateway_with_a_mistake_harms_nobody_and_all_are_told_why(rest: Lab, what: str) -> None:
+    lab, mistake, asked = rest, MISTAKES[what], others(rest, WRONG)[0]
+    vip, path = lab.topology.vip(4), lab.directory / WRONG / "node.toml"
+    path.write_text(mistake.change(lab, path.read_text()))
+    fresh: list[Argument] = ["--connections", 0, "--concurrency", 4, "--pause", 0.02]
+    with ExitStack() as stack:
+        claims = stack.enter_context(lab.traffic("claims", "eth0", vip))
+        held = stack.enter_context(lab.traffic("push_watch", vip, "--count", 20))
+        new = stack.enter_context(lab.traffic("http_load", vip, HTTP_PORT, *fresh))
+        mistake.start(lab)
+        eventually(partial(names, lab, asked, mistake), 15, f"{asked} says what is wrong")
+        if mistake.stays_out:
+            assert cluster.members(lab, asked) == set(others(lab, WRONG))
+            for node, other in ((asked, WRONG), (WRONG, asked)):
+                eventually(partial(is_told_of, lab, node, other), 15, f"{node} says what is wrong with {other}")
+        else:
+            cluster.settle(lab)
+    # With nobody to ask, the odd one leaves the addresses to those who answer for them.
+    assert build.mac_address(WRONG, "eth0") not in [run["mac"] for run in claims.report[vip]]
+    for report in (held.report, new.report):
+        assert (report["failed"], report.get("lost_connections", 0)) == (0, 0), report
+
+
+def names(lab: Lab, node: str, mistake: Mistake) -> bool:
+    """Whether a gateway has said why it refuses datagrams, and whose."""
+    told = [event for event in events(lab, node, "ring.refused") if event["subject"] in mistake.reasons]
+    return any(mistake.named in event["message"] for event in told)
+
+
+def is_told_of(lab: Lab, node: str, other: str) -> bool:
+    """Whether a gateway says why another one is not with it."""
+    rows = {row["name"]: row for row in lab.api(node, "GET", "/v1/nodes")}
+    return "its datagrams are refused" in rows[other]["reason"]
 
 
 @pytest.fixture
@@ -105,8 +201,3 @@ def with_address(owners: dict[str, str | None], address: str) -> dict[str, str |
 
 def events(lab: Lab, node: str, kind: str) -> list[dict[str, str]]:
     return [event for event in lab.api(node, "GET", "/v1/events?limit=500") if event["kind"] == kind]
-
-
-def refusals(lab: Lab, node: str) -> set[str]:
-    """Why a gateway says it refuses datagrams."""
-    return {event["subject"] for event in events(lab, node, "ring.refused")}

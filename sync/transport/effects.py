@@ -154,10 +154,10 @@ class PeerReport(NamedTuple):
 
 
 class TurnedAway(NamedTuple):
-    """The last datagram that was refused for a reason: where it came from, and what it says of itself, unproven."""
+    """Datagrams from one peer's addresses refused for one reason: how many, and what the last one says, unproven."""
 
+    total: int
     source: Hashable
-    peer: int  # whose address that is; 0: nobody's
     version: int
     claimed: int  # node id
 

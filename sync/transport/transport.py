@@ -67,8 +67,8 @@ class Transport:
         self._sources: dict[tuple[int, Hashable], _Peer] = {}
         self._next_handle = 1
         self._ack_due: list[Receiver] = []
-        # By the reason's name in `Counters`.
-        self.turned_away: dict[str, TurnedAway] = {}
+        # By the reason's name in `Counters`, and the peer whose address it came from (0: nobody's).
+        self.turned_away: dict[tuple[str, int], TurnedAway] = {}
         for node, peer in (peers or {}).items():
             self.set_peer(node, peer)
 
@@ -296,7 +296,8 @@ class Transport:
     def _refuse(self, reason: str, source: Hashable, peer: int, data: Buffer) -> None:
         self._local.counters.count(reason)
         version, claimed = (data[0], data[2]) if len(data) >= wire.PREFIX_LENGTH else (0, 0)
-        self.turned_away[reason] = TurnedAway(source, peer, version, claimed)
+        before = self.turned_away.get((reason, peer))
+        self.turned_away[reason, peer] = TurnedAway(before.total + 1 if before else 1, source, version, claimed)
 
     def _check_addressed(self, prefix: Prefix, peer: _Peer) -> None:
         local = self._local

@@ -72,6 +72,12 @@ def test_an_excused_owner_keeps_its_addresses_until_the_excuse_ends() -> None:
     assert {owner for owner, _ in owners_after(over, decide(over, may_rebalance=False, now=0)).values()} == {2, 3}
 
 
+def test_an_address_that_somebody_else_answers_for_is_left_alone() -> None:
+    state = cluster({1})
+    writes = decide(state, may_rebalance=False, now=0, occupied={"10.0.1.101"})
+    assert owners_after(state, writes) == {"10.0.1.100": (1, 0), "10.0.2.100": (1, 0)}
+
+
 def test_an_heir_that_dies_leaves_the_address_with_its_owner() -> None:
     holdings = dict.fromkeys(ADDRESSES, Holding(1)) | {ADDRESSES[0]: Holding(1, 2, True)}
     state = cluster({1, 3}, holdings)

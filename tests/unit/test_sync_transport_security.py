@@ -188,7 +188,7 @@ def test_unknown_source_is_refused_before_any_cryptography() -> None:
     network[2].transport.receive(network.now, 0, ("node", 77, 0), bytes(100))
     network[2].transport.receive(network.now, 5, ("node", 1, 0), bytes(100))
     assert network[2].transport.counters.unknown_source == 2
-    assert network[2].transport.turned_away["unknown_source"] == (("node", 1, 0), 0, 0, 0)
+    assert network[2].transport.turned_away == {("unknown_source", 0): (2, ("node", 1, 0), 0, 0)}
     assert network[2].transport.take() == []
 
 
@@ -201,7 +201,7 @@ def test_node_that_claims_to_be_another_is_refused() -> None:
     network.inject(3, recording[0], source=1)
     network.run(0.0)
     assert network[2].transport.counters.impersonated == 1
-    assert network[2].transport.turned_away["impersonated"] == (("node", 3, 0), 3, wire.VERSION, 1)
+    assert network[2].transport.turned_away == {("impersonated", 3): (1, ("node", 3, 0), wire.VERSION, 1)}
     assert network[3].transport.counters.misdirected == 1
 
 

@@ -22,6 +22,7 @@ from tools.lbctl.client import DEFAULT_SOCKET, ApiError
 from tools.lbctl.exits import Exit
 from tools.lbctl.output import Column, console, escaped, plain, print_json, table
 from tools.lbctl.session import Json, client, complete_service, place
+from tools.lbctl.trouble import troubles
 
 REPORT_PATHS = (
     "status", "nodes", "vips", "services", "backends", "counters", "events?limit=10000", "config", "doctor",
@@ -99,12 +100,23 @@ def pinned_nodes() -> list[Path]:
     return sorted(path for path in root.iterdir() if (path / "maps").is_dir()) if root.is_dir() else []
 
 
+def cluster_checks() -> list[dict[str, Any]]:
+    """What is wrong in the cluster, in the eyes of this gateway; nothing where no daemon can be asked."""
+    try:
+        found = troubles(*(client().get(f"/v1/{kind}") for kind in ("nodes", "vips", "services", "backends")))
+    except ApiError:
+        return []
+    told = found or ["nothing is wrong"]
+    return [{"name": "cluster", "ok": not found, "required": False, "detail": text} for text in told]
+
+
 def doctor(
     interface: Annotated[list[str] | None, typer.Option("--interface", "-i", help="Interfaces to look at.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What this host can do for rainlb, what is missing, and how to get it. Needs no daemon."""
-    checks = host_checks(interface or network_interfaces()) + process_checks() + pin_checks()
+    """What this host can do for rainlb, what is missing, and how to get it. Needs no daemon; with one, also what is
+    wrong in the cluster."""
+    checks = host_checks(interface or network_interfaces()) + process_checks() + pin_checks() + cluster_checks()
     sound = all(check["ok"] or not check["required"] for check in checks)
     if as_json:
         print_json({"ok": sound, "checks": checks})
