@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from netlab.waiting import eventually
+from netlab.waiting import PATIENCE_S, eventually
 
 from ebpf.loader import create_maps, mounted_bpffs
 from ebpf.maps import Maps
@@ -63,12 +63,12 @@ class ControlDouble:
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main(ready)))
         self._thread.start()
-        assert ready.wait(5)
+        assert ready.wait(PATIENCE_S)
 
     def stop(self) -> None:
         if self._loop and self._stop and self._thread:
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(5)
+            self._thread.join(PATIENCE_S)
             assert not self._thread.is_alive()
             self._thread = None
 
@@ -324,7 +324,7 @@ def running_api(
             yield api
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(PATIENCE_S)
 
 
 TOKEN = "a-token-for-tests"

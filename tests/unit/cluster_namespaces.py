@@ -24,7 +24,7 @@ class Pair:
     left: str
     right: str
 
-    def python(self, namespace: str, code: str, *, timeout_s: float = 20) -> str:
+    def python(self, namespace: str, code: str, *, timeout_s: float = 60) -> str:
         """Run Python in one of the namespaces and return what it printed."""
         return self.start(namespace, code).communicate_checked(timeout_s)
 
@@ -48,7 +48,7 @@ class Child:
 
     process: "subprocess.Popen[str]"
 
-    def communicate_checked(self, timeout_s: float = 20) -> str:
+    def communicate_checked(self, timeout_s: float = 60) -> str:
         """Wait for the end; its output, or an error with its error text."""
         try:
             out, err = self.process.communicate(timeout=timeout_s)

@@ -62,6 +62,7 @@ def test_no_frame_makes_the_reader_fail(data: bytes, kind: bytes) -> None:
 LISTEN = """
 import asyncio, json, sys
 from lb.network.announce import Announcer
+from netlab.waiting import until
 from lb.network.netlink import Netlink
 
 async def main():
@@ -73,10 +74,7 @@ async def main():
     for address in ("10.9.0.100", "fd09::100"):
         announcer.start("wire", wire.mac, address)
     print("ready", flush=True)
-    for _ in range(800):
-        await asyncio.sleep(0.01)
-        if len({a for a, _ in seen}) == 2:
-            break
+    await until(lambda: len({a for a, _ in seen}) == 2)
     announcer.close()
     print(json.dumps(seen))
 

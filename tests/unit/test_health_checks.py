@@ -176,19 +176,25 @@ async def test_two_thousand_checks_are_all_made() -> None:
     await scheduler.stop()
 
 
+class AtOnce(random.Random):
+    """Draws nothing but zero: the first try is not put off."""
+
+    def random(self) -> float:
+        return 0.0
+
+
 async def test_a_suspicion_counts_as_a_failed_try_and_brings_the_next_at_once() -> None:
     found: list[Finding] = []
-    scheduler = Scheduler(found.append, rng=random.Random(1))
+    scheduler = Scheduler(found.append, rng=AtOnce())
     async with http_server(http_answer("200 OK")) as port:
-        slow = target("http", port, interval_ms=400, timeout_ms=400, fall=2)
+        slow = target("http", port, interval_ms=600_000, fall=2)
         scheduler.suspect(1, "not checked yet: nothing happens")
         scheduler.set_targets([slow])
         await until(lambda: bool(found))
-        tries, began = scheduler.tries, asyncio.get_running_loop().time()
+        tries = scheduler.tries
         scheduler.suspect(1, "many refused")
         assert scheduler.findings()[0].alive, "one sign condemns nobody"
-        await until(lambda: scheduler.tries > tries)
-        assert asyncio.get_running_loop().time() - began < 0.2, "the next try did not wait for its time"
+        await until(lambda: scheduler.tries > tries, what="the next try, long before its time")
         await until(lambda: scheduler.findings()[0].detail == "status 200")
     scheduler.suspect(1, "many refused")
     await until(lambda: len(found) > 1)

@@ -13,6 +13,7 @@ import msgpack
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from netlab.waiting import PATIENCE_S
 
 from lb.control import Caller, ControlError, ControlServer
 from lb.control import server as control_server
@@ -36,7 +37,7 @@ class Client:
         self.writer.write(struct.pack(">I", len(data) if length is None else length) + data)
 
     async def receive(self) -> Any:
-        (length,) = struct.unpack(">I", await asyncio.wait_for(self.reader.readexactly(4), 5))
+        (length,) = struct.unpack(">I", await asyncio.wait_for(self.reader.readexactly(4), PATIENCE_S))
         return msgpack.unpackb(await self.reader.readexactly(length))
 
     async def call(self, method: str, **params: Any) -> Any:
@@ -131,7 +132,7 @@ def test_no_bytes_end_the_server(data: bytes, tmp_path: Path) -> None:
         bad = await Client.connect(server.path)
         bad.writer.write(data)
         bad.writer.write_eof()
-        await asyncio.wait_for(bad.reader.read(), 5)
+        await asyncio.wait_for(bad.reader.read(), PATIENCE_S)
         answer = await (await Client.connect(server.path)).call("echo")
         await server.stop()
         return answer["result"]
@@ -164,13 +165,13 @@ async def test_connections_are_limited(server: ControlServer, monkeypatch: pytes
     assert (await refused.receive())["error"]["code"] == "too_many"
     clients[0].writer.close()
     await clients[0].writer.wait_closed()
-    for _ in range(100):
-        again = await Client.connect(server.path)
-        answer = await again.call("echo")
-        if "result" in answer:
-            break
-        await asyncio.sleep(0.01)
-    assert "result" in answer
+
+    async def is_served() -> bool:
+        return "result" in await (await Client.connect(server.path)).call("echo")
+
+    async with asyncio.timeout(PATIENCE_S):
+        while not await is_served():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_subscribers_get_their_topics_in_order(server: ControlServer) -> None:

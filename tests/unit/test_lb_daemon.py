@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ name = "b1"
 address = "10.9.0.2"
 port = 8080
 """
+IDLE_SHARE_MAX = 0.01
+IDLE_WINDOW_S = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -273,13 +276,18 @@ def test_memory_and_idle_processor_time(lbd: Lbd) -> None:
     services.write_text(SERVICES)
     lbd.start("--services", str(services))
     assert lbd.process is not None
-    time.sleep(1.0)
-    before = _processor_s(lbd.process.pid)
-    time.sleep(3.0)
-    used = _processor_s(lbd.process.pid) - before
-    assert used / 3.0 < 0.01, f"{used / 3:.2%} of a core while idle"
+    eventually(partial(_is_idle, lbd.process.pid), what=f"at most {IDLE_SHARE_MAX:.0%} of a core while idle")
     private = _memory_kib(lbd.process.pid, "Private_Dirty:")
     assert private < 40 * 1024, f"{private} KiB"
+
+
+def _is_idle(pid: int) -> bool:
+    """In seconds after which nothing is left of the start, on however busy a machine."""
+    before = _processor_s(pid)
+    time.sleep(IDLE_WINDOW_S)
+    used = (_processor_s(pid) - before) / IDLE_WINDOW_S
+    assert used < IDLE_SHARE_MAX, f"{used:.2%}"
+    return True
 
 
 def _processor_s(pid: int) -> float:

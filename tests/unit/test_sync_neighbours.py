@@ -4,9 +4,10 @@
 from itertools import pairwise
 
 import pytest
+from netlab.commands import run
 
 from sync.transport import Resolve
-from tests.unit.cluster_namespaces import pair, run
+from tests.unit.cluster_namespaces import pair
 from tests.unit.sync_transport_network import Network
 
 ECHO = """
