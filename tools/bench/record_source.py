@@ -3,7 +3,8 @@
 
 The program copies its 64-byte "packet" into the ring buffer and adds one to the packet's bytes 12 to 15 (the last
 word of an IPv4 client's address), so that a TEST_RUN with `repeat` makes that many distinct connections, as fast as
-the packet path itself would.
+the packet path itself would. It is a program of traffic control: for one of XDP the kernel waits, at the beginning and
+at the end of every TEST_RUN, until all processors have passed a quiescent state, milliseconds on a busy machine.
 """
 
 import ctypes
@@ -21,7 +22,10 @@ from ebpf.maps import SPECS, Map, create
 
 _SYSCALL_BPF = {"x86_64": 321, "aarch64": 280}
 _PROG_LOAD = 5
-_PROG_TYPE_XDP = 6
+_PROG_TYPE_SCHED_CLS = 3
+# struct __sk_buff
+_DATA, _DATA_END = 76, 80
+_TC_ACT_OK = 0
 _RINGBUF_OUTPUT = 130
 _NO_WAKEUP = 1
 _LOG_BYTES = 1 << 16
@@ -34,7 +38,7 @@ def _instruction(code: int, target: int = 0, source: int = 0, offset: int = 0, v
 def _program(ring_fd: int) -> bytes:
     load64, load32, store64, store32 = 0x79, 0x61, 0x7B, 0x63
     move, move_value, add_value, jump_greater = 0xBF, 0xB7, 0x07, 0x2D
-    body = [_instruction(load32, 2, 1, 0), _instruction(load32, 3, 1, 4)]  # r2 = data, r3 = data_end
+    body = [_instruction(load32, 2, 1, _DATA), _instruction(load32, 3, 1, _DATA_END)]
     swap = _instruction(0xDC, 5, value=32)  # to network order and back
     work = [_instruction(load32, 5, 2, 12), swap, _instruction(0x04, 5, value=1), swap, _instruction(store32, 2, 5, 12)]
     for position in range(0, RECORD.itemsize, 8):
@@ -45,7 +49,7 @@ def _program(ring_fd: int) -> bytes:
     work += [_instruction(0x85, value=_RINGBUF_OUTPUT)]
     check = [_instruction(move, 4, 2), _instruction(add_value, 4, value=RECORD.itemsize)]
     check += [_instruction(jump_greater, 4, 3, len(work))]
-    end = [_instruction(move_value, 0, value=int(test_run.Verdict.PASS)), _instruction(0x95)]
+    end = [_instruction(move_value, 0, value=_TC_ACT_OK), _instruction(0x95)]
     return b"".join(body + check + work + end)
 
 
@@ -55,7 +59,7 @@ def _load(code: bytes) -> int:
     # union bpf_attr: prog_type, insn_cnt, insns, license, log_level, log_size, log_buf
     attributes = struct.pack(
         "=IIQQIIQ",
-        _PROG_TYPE_XDP,
+        _PROG_TYPE_SCHED_CLS,
         len(code) // 8,
         ctypes.addressof(instructions),
         ctypes.addressof(licence),

@@ -17,6 +17,8 @@ from lb.connections.replication import Replication
 from lb.workers import worker_pool
 from sync.config import RingConfig
 from sync.driver import Ring, peer_paths
+from sync.events import View
+from tools.bench.record_maker import Bursts, RecordMaker
 from tools.bench.record_source import RecordSource, new_map
 
 TICK_S = 0.002
@@ -40,16 +42,18 @@ class Gateway:
             ring=RingSettings(tuple(listen), ""),
         )
         self.source = RecordSource(settings["ring_buffer_bytes"])
+        self.maker: RecordMaker | None = None
+        if settings["rate"] is not None:
+            self.maker = RecordMaker(self.source, self.number, int(settings["rate"]), float(settings["seconds"]))
         self.maps = Maps({"records": self.source.ring, "connections": new_map("connections")})
         ring = RingConfig(node=self.number, peers=peers, failure_detection_ms=settings["failure_detection_ms"])
         self.ring = Ring(ring, listen, workers=0)
-        self.sent: list[tuple[float, int]] = []
-        self.arrived: list[tuple[float, int]] = []
+        self.sent: Bursts = []
+        self.arrived: Bursts = []
         self.ended = asyncio.Event()
         self.ring.subscribe(CHANNEL_END, lambda _batch: self.ended.set())
         self.views: list[tuple[float, int]] = []
         self.count = 0
-        self.making_s = 0.0
         self.tasks: list[asyncio.Task[Any]] = []
 
     async def run(self) -> dict[str, Any]:
@@ -70,7 +74,7 @@ class Gateway:
         whole = asyncio.Event()
         size = len(self.settings["addresses"])
         self.ring.on_view(lambda view: whole.set() if len(view.members) == size else None)
-        self.ring.on_view(lambda view: self.views.append((time.monotonic(), len(view.members))))
+        self.ring.on_view(self._note_view)
         async with self.ring:
             replication.start()
             await whole.wait()
@@ -78,8 +82,8 @@ class Gateway:
             await asyncio.to_thread(sys.stdin.readline)
             self.views.clear()
             cpu, begin = time.process_time(), time.monotonic()
-            if self.settings["rate"] is not None:
-                await self._load(replication)
+            if self.maker is not None:
+                await self._load(self.maker, replication)
             else:
                 await self._listen()
             busy_s, cpu_s = time.monotonic() - begin, time.process_time() - cpu
@@ -88,25 +92,17 @@ class Gateway:
             await replication.close()
         return report
 
+    def _note_view(self, view: View) -> None:
+        if not self.ended.is_set():
+            self.views.append((time.monotonic(), len(view.members)))
+
     def _spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         self.tasks.append(asyncio.get_running_loop().create_task(work, name=name))
 
-    async def _load(self, replication: Replication) -> None:
-        """Make records at the given rate (0: as fast as they are taken) without ever overfilling the buffer."""
-        seconds, rate = float(self.settings["seconds"]), int(self.settings["rate"])
-        room = self.source.ring.capacity // 72 // 2
-        begin, made = time.monotonic(), 0
-        while (now := time.monotonic()) - begin < seconds:
-            backlog = replication.sender.backlog
-            due = int((now - begin) * rate) - made if rate else room - backlog
-            amount = min(due, room - backlog)
-            if amount > 0:
-                cpu = time.process_time()
-                self.source.emit(amount, node=self.number, network=10 + self.number, first=made)
-                self.making_s += time.process_time() - cpu
-                made += amount
-                self.sent.append((time.monotonic(), made))
-            await asyncio.sleep(TICK_S)
+    async def _load(self, maker: RecordMaker, replication: Replication) -> None:
+        """Have records made, until all of them have come back in the ring's order."""
+        maker.start()
+        self.sent = await asyncio.to_thread(maker.bursts)
         while replication.sender.backlog:  # noqa: ASYNC110  (the buffer is the kernel's: nobody tells)
             await asyncio.sleep(TICK_S)
         # What the ring has accepted is on its way for a while: this, as bulk like the records, comes after all of it.
@@ -128,7 +124,6 @@ class Gateway:
             "node": self.number,
             "busy_s": busy_s,
             "cpu_s": cpu_s,
-            "making_s": self.making_s,
             "made": self.sent[-1][1] if self.sent else 0,
             "received": self.count,
             "in_map": table,
