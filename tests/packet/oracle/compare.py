@@ -19,6 +19,7 @@ from ebpf.layout import AddressFlag, Setting, TargetFlag
 from ebpf.maps import Maps
 from ebpf.reasons import REASONS
 from tests.packet.oracle import path
+from tests.packet.oracle.choosing import Chance
 from tests.packet.oracle.headers import (
     FRAGMENT,
     ICMP,
@@ -158,7 +159,7 @@ class Comparison:
     def expect(self, sent: Sent) -> list[Result]:
         try:
             return [self.oracle.handle(sent.frame, sent.ingress)]
-        except path.Chance as chance:
+        except Chance as chance:
             return [self.oracle.handle(sent.frame, sent.ingress, target) for target in chance.targets]
 
     def ask(self, number: int, sent: Sent, expected: Result) -> None:
