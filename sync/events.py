@@ -106,6 +106,9 @@ class Reason(IntEnum):
     MALFORMED = 60
     """A peer's message did not decode."""
     NOT_ELIGIBLE = 61
+    """A member is no longer eligible: asked to go."""
+    STAYED_ON = 64
+    """It was asked to go, has had the token since, and is still there: removed."""
     RELAY_REFUSED = 62
     STALE_MESSAGE = 63
     """An answer or refusal for something that is no longer pending."""

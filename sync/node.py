@@ -29,6 +29,7 @@ from sync.events import (
     Timer,
     View,
 )
+from sync.link import PeerLink
 from sync.ring.admission import Admission
 from sync.ring.membership import States, TokenEvent, TokenState
 from sync.ring.messages import (
@@ -36,7 +37,6 @@ from sync.ring.messages import (
     CHANNEL_TOKEN,
     Answer,
     Beacon,
-    Buffers,
     Call,
     Haste,
     Malformed,
@@ -64,34 +64,6 @@ from sync.transport.transport import Transport
 _RESERVED_CHANNELS = (CHANNEL_TOKEN, CHANNEL_CONTROL)
 
 
-class _Link:
-    """The transport as the ring sees it; sending to someone unknown or overloaded is a failed delivery."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self.failed: list[int] = []
-        self._failed_handle = 0
-
-    def send(self, now: float, peer: int, channel: int, buffers: Buffers, patience: float = 0.0) -> int:
-        payload = buffers[0] if len(buffers) == 1 else buffers
-        try:
-            return self._transport.send(now, peer, channel, payload, patience=patience)
-        except (Backlogged, KeyError):
-            self._failed_handle -= 1
-            self.failed.append(self._failed_handle)
-            return self._failed_handle
-
-    def send_unreliable(self, now: float, peer: int, channel: int, payload: bytes) -> None:
-        self._transport.send_unreliable(now, peer, channel, payload)
-
-    def seek(self, now: float, peer: int) -> None:
-        self._transport.seek(now, peer)
-
-    def cancel(self, handle: int) -> None:
-        if handle > 0:
-            self._transport.cancel(handle)
-
-
 class Node:
     """One node of a ring.
 
@@ -107,10 +79,12 @@ class Node:
         self.transport = Transport(
             transport_config(config), local=config.node, incarnation=incarnation, rng=rng, peers=config.peers
         )
-        self._link = _Link(self.transport)
+        self._link = PeerLink(self.transport, config.timers.failure_after)
         self._ring = Ring(config, self._link, incarnation, now, view_number)
         self._admission = Admission(config, self._ring, now)
         self._now = now
+        self._peers = dict(config.peers)
+        """Whom the transport reaches: the eligible, and whoever is still a member though no longer eligible."""
         self._direct: dict[int, int] = {}
         self._open_group = OpenGroup(config, self._ring)
         self._absent: set[Reason] = set()
@@ -141,7 +115,7 @@ class Node:
         self._transport_effects: dict[type, Callable[[Any], None]] = {
             Arrived: self._on_arrived,
             Delivered: self._on_delivered,
-            Undelivered: lambda effect: self._on_undelivered(effect.handle, effect.reason is Lost.RESTARTED),
+            Undelivered: self._on_given_back,
             Transmit: self._transmit.append,
             Resolve: self._transmit.append,
         }
@@ -154,18 +128,24 @@ class Node:
         Who is late is judged at ``Timer`` alone, which must come after everything that has arrived: a process that
         was stalled would otherwise condemn peers whose answers wait in its sockets.
         """
-        now = self._now = self._ring.now = max(now, self._now)
+        ring = self._ring
+        now = self._now = ring.now = max(now, self._now)
         self._events[type(event)](event)
         self._run_transport()
         if type(event) is Timer and self._judge(now):
             self._run_transport()
-        if now >= self._ring.eating_until and self._ring.eating:
-            self._ring.release(now)
-            self._ring.deliver()
+        if now >= ring.eating_until and ring.eating:
+            ring.release(now)
+            ring.deliver()
             self._run_transport()
-        effects: list[Effect] = [*self._transmit, *self._ring.effects]
+        if ring.leaving:
+            self._check_left_behind()
+        if len(self._peers) > len(ring.eligible):
+            self._forget_strangers()
+            self._run_transport()
+        effects: list[Effect] = [*self._transmit, *ring.effects]
         self._transmit.clear()
-        self._ring.effects.clear()
+        ring.effects.clear()
         return effects
 
     def deadline(self) -> float:
@@ -173,6 +153,7 @@ class Node:
         ring = self._ring
         nearest = min(
             self.transport.deadline(),
+            self._link.deadline(),
             ring.eating_until,
             ring.hungry_until if ring.passed_acknowledged else inf,
             self._admission.deadline(),
@@ -212,15 +193,9 @@ class Node:
     def _run_transport(self) -> None:
         """Let transport and ring answer each other until neither has anything more to say."""
         handlers = self._transport_effects
-        while True:
-            effects = self.transport.take()
-            failed, self._link.failed = self._link.failed, []
-            if not effects and not failed:
-                return
+        while effects := self.transport.take():
             for effect in effects:
                 handlers[type(effect)](effect)
-            for handle in failed:
-                self._on_undelivered(handle)
 
     def _on_arrived(self, effect: Arrived) -> None:
         peer, incarnation, channel, buffer = effect
@@ -244,6 +219,12 @@ class Node:
             ring.effects.append(Done(tag, -1))
         if ring.leaving_done and ring.passed_acknowledged:
             self._gone()
+
+    def _on_given_back(self, effect: Undelivered) -> None:
+        if effect.reason is Lost.REMOVED:
+            self._link.fail_later(self._now, effect.handle)
+        else:
+            self._on_undelivered(effect.handle, effect.reason is Lost.RESTARTED)
 
     def _on_undelivered(self, handle: int, restarted: bool = False) -> None:
         ring = self._ring
@@ -282,6 +263,9 @@ class Node:
         if now >= self.transport.deadline():
             self.transport.tick(now)
             self._run_transport()
+        for handle in self._link.failed(now):
+            self._on_undelivered(handle)
+            worked = True
         if now >= self._admission.deadline() or (now >= ring.hungry_until and ring.passed_acknowledged):
             self._admission.tick(now)
             worked = True
@@ -380,13 +364,27 @@ class Node:
         self._admission.join(self._now)
 
     def _on_eligible(self, event: Eligible) -> None:
+        """Members that are struck off stay within reach until they have left: they must hear of it."""
         ring = self._ring
-        for peer in ring.eligible - set(event.peers):
-            self.transport.remove_peer(peer)
+        addresses = {(path.link, path.address) for config in event.peers.values() for path in config.paths}
+        for peer in self._peers.keys() - event.peers.keys():
+            if any((path.link, path.address) in addresses for path in self._peers[peer].paths):
+                self._forget_peer(peer)
         for peer, config in event.peers.items():
             self.transport.set_peer(peer, config)
+            self._peers[peer] = config
         ring.eligible = set(event.peers)
         ring.ask_haste(self._now)
+
+    def _forget_strangers(self) -> None:
+        token = self._ring.token
+        for peer in self._peers.keys() - self._ring.eligible:
+            if token is None or token.member(peer) is None:
+                self._forget_peer(peer)
+
+    def _forget_peer(self, peer: int) -> None:
+        del self._peers[peer]
+        self.transport.remove_peer(peer)
 
     def _on_standing(self, event: Standing) -> None:
         self._ring.standing = event.value

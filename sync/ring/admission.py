@@ -134,11 +134,9 @@ class Admission:
 
     def _send_call(self, now: float, calling: Calling, peer: int) -> None:
         ring, copy = self._ring, self._ring.token
-        if copy is not None and peer in ring.eligible:
-            call = Call(calling.id, True, True, copy.epoch, copy.hop, ring.view_number, len(copy.members))
-            calling.handles[ring.control(now, peer, call)] = peer
-        else:
-            calling.failed(peer)
+        assert copy is not None
+        call = Call(calling.id, True, True, copy.epoch, copy.hop, ring.view_number, len(copy.members))
+        calling.handles[ring.control(now, peer, call)] = peer
 
     def _drop_call(self) -> None:
         if self._calling is not None:

@@ -18,7 +18,7 @@ from sync.ring.lineage import LINEAGE_KEPT, Epoch, EpochId, divergence, extends
 from sync.ring.membership import TokenEvent, TokenState, ViewEvent, ViewState
 from sync.ring.messages import CHANNEL_CONTROL, CHANNEL_TOKEN, MEMBERS_MAX, Haste, Refuse, encode, encode_token
 from sync.ring.multicast import Stream
-from sync.ring.token import JOINER, Farewell, Member, Proposal, Token
+from sync.ring.token import JOINER, STRUCK, Farewell, Member, Proposal, Token
 
 HASTE = b"".join(encode(Haste()))
 PATIENCE = 0.85
@@ -62,6 +62,8 @@ class Circulation(Leases):
         self.passed_acknowledged = True
         self.parked: _Parked | None = None
         self._epoch_number = 0
+        self._struck: dict[int, int] = {}
+        """Member that has been asked to go -> hop at which this node first saw it asked."""
         self._last_visit = now
         self._order = Order.SAFE if config.mode is Mode.CONSISTENT else Order.AGREED
 
@@ -169,6 +171,7 @@ class Circulation(Leases):
             self.deliver()
         self._lose_inflight(Refusal.HISTORY_LOST)
         self.revoke_lease()
+        self._struck.clear()
         self.stream = Stream(token.parcels[0].position if token.parcels else token.next_position)
         self.awaiting_view = True
         self._invited_at = entry.since
@@ -251,7 +254,8 @@ class Circulation(Leases):
         self._invite(now, token)
         if token.hop >= token.quiet_until and not self.awaiting_view:
             self._load(token)
-        if self.leaving and token.member(self.local) is not None:
+        own = token.member(self.local)
+        if own is not None and (self.leaving or self._must_go(token, own)):
             self._step_out(token)
         self._settle()
         if not any(member.flags & JOINER for member in token.members):
@@ -292,13 +296,35 @@ class Circulation(Leases):
             self.effects.append(TokenVisit(self.token.hop if self.token else 0, lease, 1))
 
     def _expel(self, token: Token) -> None:
-        """Members that are no longer eligible leave."""
-        wrong = [m.id for m in token.members if m.id != self.local and m.id not in self.eligible]
-        for node in wrong:
-            self.trace(Reason.NOT_ELIGIBLE, node)
+        """Ask members that are no longer eligible to go: each takes itself off the list, and ends its lease with it.
+
+        One that has had the token since then and is still there does not listen: it is removed.
+        """
+        strangers = [m for m in token.members if m.id != self.local and m.id not in self.eligible]
+        deaf = [m.id for m in strangers if m.flags & STRUCK and m.last_hop > self._struck.get(m.id, token.hop)]
+        self._struck = {m.id: self._struck.get(m.id, token.hop) for m in strangers if m.flags & STRUCK}
+        for member in strangers:
+            if not member.flags & STRUCK:
+                self.trace(Reason.NOT_ELIGIBLE, member.id)
+                member.flags |= STRUCK
+                self._struck[member.id] = token.hop
+                token.hasten()
+        for node in deaf:
+            self.trace(Reason.STAYED_ON, node)
             self._remove(token, node)
-        if wrong:
+        if deaf:
             self.propose()
+
+    def _must_go(self, token: Token, own: Member) -> bool:
+        """Has this node been asked to go? If nobody is left of those who asked, it stays."""
+        if not own.flags & STRUCK:
+            return False
+        if len(token.members) == 1:
+            own.flags &= ~STRUCK
+            return False
+        self.trace(Reason.NOT_ELIGIBLE, self.local)
+        self.leaving = True
+        return True
 
     def _invite(self, now: float, token: Token) -> None:
         invited = False

@@ -19,6 +19,9 @@ JOINER = 1
 FRESH = 2
 """Not yet part of a committed view."""
 
+STRUCK = 4
+"""Eligible no longer: takes itself off the list at its next visit."""
+
 COUNT_MAX = 1 << 62
 """Hops, positions, numbers of views and epochs beyond are refused: whoever counts on from one fits 64 bits for good."""
 

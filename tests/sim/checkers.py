@@ -68,8 +68,6 @@ class Checkers:
         self._messages: dict[tuple[ViewKey, int], tuple[object, ...]] = {}
         self._closed: dict[tuple[ViewKey, ViewKey], tuple[int, int, Identity]] = {}
         self._copies: dict[tuple[ViewKey, int], tuple[bytes, Identity]] = {}
-        self.struck: dict[int, float] = {}
-        """Node that is not eligible everywhere -> until when: such a one is expelled without its lease running out."""
         self.views = 0
         self.delivered = 0
 
@@ -172,12 +170,7 @@ class Checkers:
             # What counts is going on from the other's view. A node that lags may come to one the other has left behind;
             # and the other may have invited this node into a group of which it has never been.
             trusting = theirs is not None and view_key(theirs) in record.path
-            if (
-                trusting
-                and other.identity in before
-                and other.identity not in members
-                and self.struck.get(other.identity[0], 0) <= now
-            ):
+            if trusting and other.identity in before and other.identity not in members:
                 lease = self.record(other).lease
                 if lease > now:
                     raise Violation(

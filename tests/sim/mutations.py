@@ -12,6 +12,8 @@ from typing import Any
 from unittest.mock import patch
 
 from sync.events import Order, TokenVisit
+from sync.link import PeerLink
+from sync.node import Node
 from sync.ring import circulation, recovery, token
 from sync.ring.discovery import Discovery
 from sync.ring.multicast import Outbox, Stream
@@ -186,6 +188,30 @@ def _forget_a_dead_origins_messages() -> list[Patch]:
     return [(Token, "remove", forget)]
 
 
+def _expel_without_asking() -> list[Patch]:
+    def expel(self: Ring, offered: Token) -> None:
+        wrong = [member.id for member in offered.members if member.id not in self.eligible | {self.local}]
+        for node in wrong:
+            self._remove(offered, node)
+        if wrong:
+            self.propose()
+
+    return [(Ring, "_expel", expel)]
+
+
+def _cut_off_who_is_struck() -> list[Patch]:
+    """Unreachable from one moment to the next, and given up in that moment."""
+
+    def fail_now(self: PeerLink, now: float, handle: int) -> None:
+        self._hopeless.append((now, handle))
+
+    def cut_off(self: Node) -> None:
+        for peer in self._peers.keys() - self._ring.eligible:
+            self._forget_peer(peer)
+
+    return [(PeerLink, "fail_later", fail_now), (Node, "_forget_strangers", cut_off)]
+
+
 MUTATIONS: Mapping[str, tuple[Callable[[], list[Patch]], int]] = {
     "accept any token": (_accept_any_token, 7),
     "order tokens by hop alone": (_order_tokens_by_hop_alone, 63),
@@ -207,8 +233,10 @@ MUTATIONS: Mapping[str, tuple[Callable[[], list[Patch]], int]] = {
     "welcome everyone at once": (_welcome_everyone_at_once, 1),
     "forget a dead origin's messages": (_forget_a_dead_origins_messages, 65),
     "begin with a view of the past": (_begin_with_a_view_of_the_past, 100103),
+    "expel without asking": (_expel_without_asking, 200008),
+    "cut off who is struck": (_cut_off_who_is_struck, 200008),
 }
-"""Name -> (patches, a seed that catches it)."""
+"""Name -> (patches, a seed that catches it, or one near it)."""
 
 
 @contextmanager

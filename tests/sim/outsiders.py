@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
     from tests.sim.instance import Instance
 
-EXPELLED_S = 0.5
-"""A view without it may come so much later than the last change."""
-
 SPREAD_S = 0.05
 """An operator's change reaches the nodes within this time."""
 
@@ -42,8 +39,6 @@ def strike_off(cluster: Cluster) -> None:
     struck = rng.choice(sorted(cluster.clocks))
     back = cluster.now + SPREAD_S + cluster.scenario.fault_ms / 1000 * rng.uniform(0.3, 2)
     cluster.note(f"{struck} is struck off")
-    over = back + SPREAD_S + EXPELLED_S
-    cluster.checkers.struck[struck] = max(over, cluster.checkers.struck.get(struck, 0.0))
     for instance in cluster.living:
         if instance.identity[0] != struck:
             cluster.at(cluster.now + rng.random() * SPREAD_S, "eligible", (instance, struck))

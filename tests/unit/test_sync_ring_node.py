@@ -234,11 +234,43 @@ def test_direct_messages(ring: Wire) -> None:
         ring.feed(1, Direct(7, 2, 0, b"x"))
 
 
-def test_a_member_that_is_no_longer_eligible_is_expelled(ring: Wire) -> None:
-    for node in (1, 2):
+def _strike_off_node_3(ring: Wire, *nodes: int) -> None:
+    for node in nodes:
         ring.feed(node, Eligible({peer: PeerConfig((Path(0, peer),)) for peer in (1, 2) if peer != node}))
+
+
+def test_a_member_that_is_no_longer_eligible_takes_its_leave_before_the_others_go_on(ring: Wire) -> None:
+    _strike_off_node_3(ring, 1, 2)
+    while ring.members(1) == {1, 2, 3} and ring.members(2) == {1, 2, 3}:
+        ring.run(0.0001)
+    visits = [effect for effect in ring.seen[3] if isinstance(effect, TokenVisit)]
+    lease = [visit for visit in visits if visit.members][-1]
+    end = visits[visits.index(lease) + 1]
+    assert end.lease_until < ring.now < lease.lease_until, "the others went on after its end, but did not wait for it"
     ring.run(0.3)
     assert ring.members(1) == ring.members(2) == {1, 2}
+    assert any(isinstance(effect, Left) for effect in ring.seen[3])
+    assert ring.nodes[1].counters["peer_unreachable"] + ring.nodes[2].counters["peer_unreachable"] == 0
+
+
+def test_a_member_that_will_not_go_is_removed_when_it_has_had_the_token(ring: Wire) -> None:
+    ring.nodes[3]._ring._must_go = lambda token, own: False  # type: ignore[method-assign]
+    _strike_off_node_3(ring, 1, 2)
+    ring.run(0.3)
+    assert ring.members(1) == ring.members(2) == {1, 2}
+    assert sum(ring.nodes[node].counters["stayed_on"] for node in (1, 2)) == 1
+
+
+def test_a_member_whose_address_goes_to_another_is_given_up_only_after_the_failure_budget(ring: Wire) -> None:
+    begin = ring.now
+    for node in (1, 2):
+        peers = {peer: PeerConfig((Path(0, peer),)) for peer in (1, 2) if peer != node}
+        ring.feed(node, Eligible({**peers, 4: PeerConfig((Path(0, 3),))}))
+    while ring.members(1) == {1, 2, 3} or ring.members(2) == {1, 2, 3}:
+        ring.run(0.001)
+        assert ring.now < begin + 1
+    assert ring.members(1) == ring.members(2) == {1, 2}
+    assert ring.now - begin >= ring.nodes[1].config.timers.failure_after
 
 
 def test_the_group_of_higher_standing_keeps_its_history() -> None:
