@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of the documentation are what they say: lab blocks are run, the others exist with their options."""
+"""The commands of the documentation are what they say: lab blocks are run, the others exist with their options; the
+example of a scenario is one.
+"""
 
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -108,3 +111,20 @@ def test_lab_blocks_run(page: Path) -> None:
     finally:
         for name in names:
             subprocess.run([ROOT / "netns-lab" / "lab", "down", name], capture_output=True, check=False)
+
+
+@pytest.mark.timeout(LAB_SECONDS_MAX)
+def test_the_example_of_a_scenario_passes(tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "ci.md").read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "test_mine.py").write_text(example)
+    options = ["-q", "-c", "pyproject.toml", "-p", "scenarios.conftest"]
+    done = subprocess.run(
+        [BIN / "python", "-m", "pytest", *options, tmp_path / "test_mine.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "netns-lab")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "1 passed" in done.stdout
