@@ -140,6 +140,7 @@ class Ring(Subscriptions, Coordination):
         self._room: deque[asyncio.Future[None]] = deque()
         self._joined: asyncio.Event = asyncio.Event()
         self._left: asyncio.Event = asyncio.Event()
+        self._leaving = False
         self._iterators: list[asyncio.Queue[RingEvent]] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
             Transmit: self._transmit,
@@ -202,6 +203,7 @@ class Ring(Subscriptions, Coordination):
 
     async def leave(self) -> None:
         """Leave the ring in order, so that nobody has to detect our absence; gives up after LEAVE_TIMEOUT_S."""
+        self._leaving = True
         if self._sockets is None or self._left.is_set():
             return
         self._step(Leave())
@@ -299,7 +301,7 @@ class Ring(Subscriptions, Coordination):
             while True:
                 event = await events.get()
                 yield event
-                if isinstance(event, Left):
+                if isinstance(event, Left) and self._leaving:
                     return
         finally:
             self._iterators.remove(events)
@@ -465,6 +467,7 @@ class Ring(Subscriptions, Coordination):
         self._publish(effect.view)
         self._take_shared()
         self._joined.set()
+        self._left.clear()  # it may have been shut out for a while
 
     def _token_visit(self, visit: TokenVisit) -> None:
         self.counters["token_visits"] += 1

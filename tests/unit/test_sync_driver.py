@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from netlab.waiting import until
 
-from sync.config import RingConfig
+from sync.config import Policy, RingConfig
 from sync.data import RequestRefused, VersionConflict
 from sync.driver import Ring, peer_paths
-from sync.events import Deliver, Order, View
+from sync.events import Deliver, Left, Order, View
 from sync.scheduling import LoopLag, Priority, set_scheduling, worker_pool
 from sync.shared import Change
 from sync.transport.keys import KeyRing
@@ -50,9 +50,9 @@ def make_rings(count: int, **settings: Any) -> list[Ring]:
 
 
 @contextlib.asynccontextmanager
-async def formed(count: int) -> AsyncIterator[list[Ring]]:
+async def formed(count: int, **settings: Any) -> AsyncIterator[list[Ring]]:
     """So many rings in one view, complete."""
-    rings = make_rings(count)
+    rings = make_rings(count, **settings)
     for ring in rings:
         ring.start()
     try:
@@ -73,6 +73,26 @@ async def test_a_ring_of_one_works_like_any_other() -> None:
         async with ring.lock("l") as lock:
             assert lock.valid
     assert ring.view is None
+
+
+async def test_a_node_that_was_shut_out_for_a_while_goes_on_telling_and_can_leave_in_order() -> None:
+    async with formed(2, policy=Policy.CRITICAL) as (stays, goes):
+
+        async def listen() -> list[object]:
+            return [event async for event in goes]
+
+        listener = asyncio.create_task(listen())
+        goes.set_critical_resource(False)
+        await until(lambda: stays.members == (1,) and goes.view is None)
+        goes.set_critical_resource(True)
+        await until(lambda: len(stays.members) == len(goes.members) == 2)
+        await goes.leave()
+        await until(lambda: stays.members == (1,))
+        assert stays.stats()["peer_unreachable"] == 0, "nobody had to find out"
+        told = await asyncio.wait_for(listener, 10)
+        kinds = [type(event) for event in told if isinstance(event, View | Left)]
+        assert kinds.count(Left) == 2
+        assert kinds[-2:] == [View, Left]
 
 
 async def test_messages_come_in_one_order_at_all() -> None:
