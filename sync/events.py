@@ -96,7 +96,7 @@ class Reason(IntEnum):
     CALL_GRANTED = 34
     CALL_REJECTED = 35
     ALONE = 36
-    """Nobody answered for ``alone_after``: formed a ring of one."""
+    """Nobody answered for the time ``alone``: formed a ring of one."""
     VIEW_PROPOSED = 40
     VIEW_CANCELLED = 41
     VIEW_COMMITTED = 42
@@ -177,7 +177,11 @@ class CriticalResource:
 
 @dataclass(slots=True)
 class Eligible:
-    """Replace the eligible members online: peer id -> its paths, without this node itself."""
+    """Replace the eligible members online: peer id -> its paths, without this node itself.
+
+    A member that is on the list no longer is asked to go and leaves at its next visit of the token. It needs no new
+    list for that, and will ask to be let in again.
+    """
 
     peers: Mapping[int, PeerConfig]
 
@@ -286,7 +290,7 @@ class TokenVisit(NamedTuple):
 
 
 class Left(NamedTuple):
-    """The node is out of the ring: it left, or was shut out."""
+    """The node is out of the ring: it left, was shut out, or was asked to go; in the last case it asks to be let in."""
 
 
 class Trace(NamedTuple):

@@ -58,6 +58,7 @@ class Search:
         error = asked.exception()
         if isinstance(error, PermissionError):
             self._permitted = False
+            self._counters["neighbours_not_permitted"] += 1
             log.warning(
                 "no permission to have neighbours asked for anew: the way to a peer may stay closed for a second "
                 "after its cable is back; grant CAP_NET_ADMIN"

@@ -46,6 +46,25 @@ print(link.recv(16).decode(), flush=True)
 look_for()
 """
 
+# A ring whose only peer cannot be found, as root or as nobody.
+LONELY = """
+import asyncio, os
+from netlab.waiting import until
+from sync.config import RingConfig
+from sync.driver import Ring, peer_paths
+
+async def main():
+    own = "10.9.0.1:7400"
+    config = RingConfig(node=1, peers={{2: peer_paths([own], ["10.9.0.2:7400"])}})
+    if {user}:
+        os.setuid({user})
+    async with Ring(config, [own], scheduling="other") as ring:
+        await until(lambda: {condition})
+        print(ring.members)
+
+asyncio.run(main())
+"""
+
 
 def test_silent_peer_is_looked_for_with_every_repetition_on_every_path() -> None:
     network = Network(links=2)
@@ -88,3 +107,16 @@ def test_neighbour_asked_for_in_vain_is_asked_for_anew_at_once(host: str, addres
         assert child.read_line() == "in vain", "what was waiting is sent, not lost"
         assert child.read_line() == "False", "what is resolved stays as it is"
         assert echo.process.wait(10) == child.process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("user", "condition"),
+    [
+        (0, 'ring.stats().get("neighbours_asked_again", 0) >= 3'),
+        (65534, 'ring.stats().get("neighbours_not_permitted") == 1'),
+    ],
+)
+def test_ring_looks_for_an_absent_peer_if_it_may(user: int, condition: str) -> None:
+    with pair() as hosts:
+        run("ip", "-n", hosts.right, "addr", "flush", "dev", "wire")
+        assert hosts.python(hosts.left, LONELY.format(user=user, condition=condition)).strip() == "(1,)"
