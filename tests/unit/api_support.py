@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from netlab.ports import free_ports
 from netlab.waiting import PATIENCE_S, eventually
 
 from ebpf.loader import create_maps, mounted_bpffs
@@ -352,9 +353,7 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
 
 def tls_listener(directory: Path, role: str = "configure", allow_origins: Sequence[str] = ()) -> tuple[int, str]:
     """A free port, and the [api] table of a listener there that takes TOKEN for role."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(kind=socket.SOCK_STREAM)
     certificate, key = make_certificate(directory)
     tokens = directory / "tokens"
     tokens.write_text(f"{role}:tester:{hashlib.sha256(TOKEN.encode()).hexdigest()}  # made by a test\n")

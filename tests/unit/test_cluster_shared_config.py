@@ -2,7 +2,6 @@
 """The shared configuration over real rings on loopback: order, conflict, cold start, return."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from netlab.ports import free_ports
 from netlab.waiting import until
 
 from lb.cluster.shared_config import SharedStore, decode, encode
@@ -28,16 +28,6 @@ def config(*hosts: str, version: int = 0) -> ClusterConfig:
 
 def hosts(store: SharedStore) -> list[str]:
     return [vip.host for vip in store.current.vips]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count)]
-    for sock in sockets:
-        sock.bind(("127.0.0.1", 0))
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
 
 
 @asynccontextmanager

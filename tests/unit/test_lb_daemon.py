@@ -16,6 +16,7 @@ from netlab.waiting import eventually
 from tests.unit.cluster_namespaces import Pair
 from tests.unit.cluster_namespaces import pair as wired_pair
 from tests.unit.lb_process import Lbd, lbd_in
+from tools.bench.usage import cpu_seconds
 
 SERVICES = """
 [[vip]]
@@ -283,16 +284,11 @@ def test_memory_and_idle_processor_time(lbd: Lbd) -> None:
 
 def _is_idle(pid: int) -> bool:
     """In seconds after which nothing is left of the start, on however busy a machine."""
-    before = _processor_s(pid)
+    before = cpu_seconds([pid])
     time.sleep(IDLE_WINDOW_S)
-    used = (_processor_s(pid) - before) / IDLE_WINDOW_S
+    used = (cpu_seconds([pid]) - before) / IDLE_WINDOW_S
     assert used < IDLE_SHARE_MAX, f"{used:.2%}"
     return True
-
-
-def _processor_s(pid: int) -> float:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def _memory_kib(pid: int, field: str) -> int:

@@ -5,12 +5,12 @@ import asyncio
 import contextlib
 import math
 import os
-import socket
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from netlab.ports import free_ports
 from netlab.waiting import until
 
 from sync.config import Policy, RingConfig
@@ -22,17 +22,6 @@ from sync.shared import Change
 from sync.transport.keys import KeyRing
 
 FAILURE_MS = 400.0  # three nodes in one process on a busy machine are late for each other
-
-
-def free_ports(count: int) -> list[int]:
-    """UDP ports nobody uses at the moment."""
-    with contextlib.ExitStack() as stack:
-        found = []
-        for _ in range(count):
-            probe = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            probe.bind(("127.0.0.1", 0))
-            found.append(probe.getsockname()[1])
-        return found
 
 
 def make_rings(count: int, **settings: Any) -> list[Ring]:

@@ -4,7 +4,6 @@
 import errno
 import os
 import select
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from functools import partial
 from random import SystemRandom
 
 import pytest
+from netlab.ports import free_ports
 from netlab.waiting import PATIENCE_S, eventually
 
 from sync.sockets import READ_MAX, AddressError, Sockets, UdpLink, datagram_max, parse_address
@@ -23,11 +23,7 @@ Received = list[tuple[int, object, bytes, int]]
 @contextmanager
 def two_links(host: str) -> Iterator[tuple[UdpLink, UdpLink]]:
     """Two links on free ports of this host address."""
-    ports = []
-    for _ in range(2):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind((host, 0))
-            ports.append(probe.getsockname()[1])
+    ports = free_ports(2, host=host)
     text = f"[{host}]" if ":" in host else host
     links = [UdpLink(index, parse_address(f"{text}:{port}")) for index, port in enumerate(ports)]
     try:

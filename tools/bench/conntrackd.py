@@ -19,6 +19,7 @@ from typing import Any
 from netlab.commands import run
 
 from tools.bench.programs import compiled
+from tools.bench.usage import cpu_seconds
 
 START_S, CALM_S, END_S = 10.0, 3.0, 60.0
 POLL_S = 0.02
@@ -96,7 +97,7 @@ class Pair:
 
     def cpu_s(self, side: int) -> float:
         """Processor time the daemon has used."""
-        return int(Path(f"/proc/{self.daemons[side].pid}/schedstat").read_text().split()[0]) / 1e9
+        return cpu_seconds([self.daemons[side].pid])
 
     def close(self) -> None:
         """End the daemons and take the network away."""

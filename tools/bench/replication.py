@@ -12,10 +12,11 @@ import argparse
 import bisect
 import json
 import os
-import socket
 import subprocess
 import sys
 from typing import Any
+
+from netlab.ports import free_ports
 
 from tools.bench import conntrackd
 
@@ -30,17 +31,6 @@ MAP_FILL_MAX = 950_000
 RATES = {"flat-out": 0, "1000/s": 1000, "100000/s": 100_000, "300000/s": 300_000}
 # The kernel's limit is 262,144 entries here. 0: more than its creators can make.
 CONNTRACKD_ENTRIES = {"flat-out": 200_000, "1000/s": 3_000, "100000/s": 200_000, "300000/s": 0}
-
-
-def free_ports(count: int) -> list[int]:
-    """UDP ports nobody uses on loopback."""
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count)]
-    for sock in sockets:
-        sock.bind(("127.0.0.1", 0))
-    ports = [int(sock.getsockname()[1]) for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
 
 
 def run(rate: int, seconds: float, failure_detection_ms: float) -> list[dict[str, Any]]:
