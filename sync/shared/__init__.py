@@ -14,9 +14,10 @@ from .effects import (
     SendPeer,
     StandingChanged,
 )
-from .group import Phase, SharedData
+from .group import SharedData
 from .items import Change, Item
 from .limits import CHANNEL
+from .own_copy import Phase
 from .requests import TooManyRequests
 from .results import Committed, ConditionFailed, Done, Granted, Owner, Passed, Refusal, Refused, Result, Taken, Unknown
 

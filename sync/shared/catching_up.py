@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a copy that is not the group's becomes it: fetched from a member, part by part, while the stream goes on."""
+
+from . import transfer
+from .commands import Kind, encode
+from .effects import MulticastCommand, Replaced, SendPeer
+from .own_copy import Copy, Phase
+
+
+class CatchingUp(Copy):
+    """Both ends of a fetch."""
+
+    def _start_over(self, now: float, position: int) -> None:
+        """Our state is not the group's: fetch it as of `position` or later."""
+        self._synchronised = False
+        self._deferral.clear()
+        self._position = -1
+        self._fetcher.begin(position)
+        self._phase_to(Phase.FETCHING)
+        self._fetch(now)
+
+    def _fetch(self, now: float) -> None:
+        if self._view is None:
+            return
+        place = transfer.RoundId(self._view.number, self._comparison)
+        donors = [n for n in self._view.members if n not in self._incomplete and n != self._local]
+        request = self._fetcher.request(now, place, donors, self.replica.items.digests())
+        if request is None:
+            self._multicast(Kind.COMPARE)
+        else:
+            self._effects.append(SendPeer(*request))
+
+    def _fetch_failed(self, now: float) -> None:
+        self.counters["fetch_timeouts"] += 1
+        self._fetcher.fail()
+        self._fetch(now)
+
+    def _on_part(self, now: float, peer: int, part: transfer.Part) -> None:
+        acknowledgement = self._fetcher.on_part(now, part)
+        if acknowledgement is None:
+            self.counters["stale_transfers"] += 1
+            return
+        self._effects.append(SendPeer(peer, acknowledgement))
+        self._adopt_if_complete(now)
+
+    def _on_last(self, now: float, peer: int, last: transfer.Last) -> None:
+        if self._fetcher.on_last(last):
+            self._adopt_if_complete(now)
+        else:
+            self.counters["stale_transfers"] += 1
+
+    def _adopt_if_complete(self, now: float) -> None:
+        result = self._fetcher.result()
+        if result is None:
+            return
+        buckets, last = result
+        lineage, clock = self.replica.lineage, self.replica.clock
+        try:
+            self.replica.adopt(buckets, last.rest)
+        except (ValueError, TypeError) as error:
+            raise transfer.MalformedTransfer(str(error)) from None
+        if self.replica.digest() != last.digest:
+            self.counters["transfers_differing"] += 1
+            self._fetcher.distrust()
+            self._fetch(now)
+            return
+        self._position = last.position
+        self.counters["transfers_completed"] += 1
+        if lineage:  # an empty copy had nothing to lose
+            self._effects.append(Replaced(self.replica.lineage != lineage))
+        self._effects += self.requests.reconcile(now, self.replica)
+        # Carries the clock of the history given up, so that its versions are not used again.
+        self._effects.append(MulticastCommand(0, encode(Kind.FETCHED, clock, self._session, 0)))
+        self._become_ready(now)
+
+    def _on_fetch(self, now: float, peer: int, fetch: transfer.Fetch) -> None:
+        self._donor.ask(peer, fetch)
+        self._serve_fetches()
+
+    def _serve_fetches(self) -> None:
+        if self.phase is Phase.READY and self._view is not None:
+            place = transfer.RoundId(self._view.number, self._comparison)
+            self._effects += [SendPeer(*message) for message in self._donor.serve(place, self._position)]
+
+    def _on_ack(self, now: float, peer: int, ack: transfer.Ack) -> None:
+        self._effects += [SendPeer(*message) for message in self._donor.acknowledge(peer, ack)]
