@@ -46,6 +46,7 @@ class Gateway:
     def __init__(self, node: NodeConfig) -> None:
         self.node = node
         self.started_at = time.time()
+        self._started = time.monotonic()
         self.metrics = Registry()
         self.background = Background(self.metrics)
         self.journal = Journal(node.state_dir / JOURNAL_NAME)
@@ -70,6 +71,11 @@ class Gateway:
         self.view: Callable[[], dict[str, Any] | None] = lambda: None
         self._news = HealthNews()
         self.board = HealthBoard(node.node.id, self._share_alone, self._health_changed)
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since the start, whatever was done to the wall clock meanwhile."""
+        return time.monotonic() - self._started
 
     @property
     def name(self) -> str:
@@ -107,7 +113,7 @@ class Gateway:
             "state": self.state,
             "reason": self.reason or None,
             "version": __version__,
-            "uptime_s": time.time() - self.started_at,
+            "uptime_s": self.uptime_s,
             "config_version": self.store.current.version,
             "loop_lag_ms": self.lag_s * 1000,
         }

@@ -113,6 +113,7 @@ class Node(Answer):
     bits_per_s: float | None = None
     connections: int | None = None
     cpu_percent: float | None = None
+    clock_offset_s: float | None = Field(None, description="its wall clock less that of the gateway asked")
     vip_count: int = 0
     resources: list[Resource] = []
 

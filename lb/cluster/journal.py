@@ -2,7 +2,8 @@
 """What the cluster writes into the journals: events told to all over the ring, and lines every gateway derives itself.
 
 Changes of ownership and of the view are seen by every gateway in the same order, so each writes them for itself. What
-only one gateway knows (a resource, a duplicate address, an operator's command) it tells the others.
+only one gateway knows (a resource, a duplicate address, an operator's command) it tells the others. Times are those of
+the gateway whose journal it is where clocks disagree.
 """
 
 import logging
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from time import time
 
+from lb.cluster.clocks import here
 from lb.cluster.ownership import NOBODY, Holding, reason_text
 from lb.events import Event, pack_event, unpack_event
 from sync.driver import Ring
@@ -83,6 +85,7 @@ class ClusterJournal:
     def _told(self, batch: Deliver) -> None:
         for payload in batch.payloads():
             try:
-                self._record(unpack_event(bytes(payload)))
+                event = unpack_event(bytes(payload))
+                self._record(replace(event, time=here(event.time, time())))
             except ValueError as error:
                 log.warning("node %d: %s", batch.origin, error)

@@ -23,6 +23,7 @@ from lb.cluster.ownership import (
     transfer,
 )
 from lb.cluster.placement import Standing
+from lb.cluster.unheld import why_unheld
 from lb.configuration.model import Vip
 from lb.control import Caller, ControlError
 from lb.events import Event
@@ -102,12 +103,14 @@ def _why_gone(cluster: Cluster, node: int) -> str:
     return cluster.refusals.of(node, time.monotonic()) or "not in the cluster's view"
 
 
-async def _vips(cluster: Cluster, _params: Params, _caller: Caller) -> list[dict[str, Any]]:
-    return [_vip_row(cluster, vip) for vip in cluster.store.current.vips]
+async def _vips(cluster: Cluster, params: Params, caller: Caller) -> list[dict[str, Any]]:
+    nodes = await _nodes(cluster, params, caller)
+    return [_vip_row(cluster, vip, nodes) for vip in cluster.store.current.vips]
 
 
-def _vip_row(cluster: Cluster, vip: Vip) -> dict[str, Any]:
-    holding = cluster.state.holdings.get(vip.host, Holding())
+def _vip_row(cluster: Cluster, vip: Vip, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    # A part of the cluster that may not serve does not know who holds what, only that it does not.
+    holding = cluster.state.holdings.get(vip.host, Holding()) if cluster.state.serving else Holding()
     view = cluster.state.view
     there = view is not None and holding.owner in view.members
     state = "held" if holding.owner else "unplaced"
@@ -115,11 +118,8 @@ def _vip_row(cluster: Cluster, vip: Vip) -> dict[str, Any]:
         "address": vip.address,
         "segment": vip.segment,
         "owner": cluster.state.name(holding.owner) if holding.owner else None,
-        "since": holding.since or None,
-        "reason": _left_alone(cluster, vip)
-        or cluster.vips.problems.get(vip.host)
-        or reason_text(holding.reason)
-        or None,
+        "since": cluster.state.since.get(vip.host),
+        "reason": _why(cluster, vip, holding, nodes) or None,
         "lease_ms": cluster.stats.vips_of(holding.owner).lease_ms if there else None,
         "packets_per_s": round(cluster.state.loads.get(vip.host, 0.0), 1),
         "prefer": list(vip.prefer),
@@ -131,9 +131,15 @@ def _vip_row(cluster: Cluster, vip: Vip) -> dict[str, Any]:
     }
 
 
-def _left_alone(cluster: Cluster, vip: Vip) -> str:
+def _why(cluster: Cluster, vip: Vip, holding: Holding, nodes: list[dict[str, Any]]) -> str:
+    """Why an address is where it is, or why it is nowhere."""
+    told = cluster.vips.problems.get(vip.host) or reason_text(holding.reason)
+    if holding.owner != NOBODY:
+        return told
     mac = cluster.occupancy.occupied().get(vip.host) if cluster.occupancy is not None else None
-    return f"{mac} answers for it, and no other gateway has been found (lbctl nodes)" if mac else ""
+    if mac:
+        return f"{mac} answers for it, and no other gateway has been found (lbctl nodes)"
+    return why_unheld(vip.segment, nodes) or told
 
 
 # --- moving ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from time import time
 
+from lb.cluster.clocks import here
 from lb.cluster.load import weight
 from lb.cluster.ownership import (
     DRAIN_PREFIX,
@@ -56,6 +58,8 @@ class ClusterState:
         self.shut_out = False
         self.holdings: dict[str, Holding] = {}
         self.versions: dict[str, int] = {}
+        # When each came to its holder, on this gateway's clock.
+        self.since: dict[str, float] = {}
         self.facts: dict[int, NodeFacts] = {}
         self.drained: set[int] = set()
         self.restarting: set[int] = set()
@@ -151,10 +155,13 @@ class ClusterState:
         before, after = self.holdings.get(address), unpack(Holding, value) if value is not None else None
         self.unconfirmed.discard(address)
         if after is None:
-            self.holdings.pop(address, None)
-            self.versions.pop(address, None)
+            for known in (self.holdings, self.versions, self.since):
+                known.pop(address, None)
         else:
             self.holdings[address], self.versions[address] = after, version
+            if before is None or before.since != after.since:
+                now = time()
+                self.since[address] = min(after.since, now) if quiet else here(after.since, now)
         if not quiet:
             self._on_holding(address, before, after)
 

@@ -69,7 +69,7 @@ class ClusterStats:
                 "bits_per_s": (traffic_now[1] - traffic[1]) * 8 / passed,
             }
             visits, traffic, at = visits_now, traffic_now, now
-            told = msgpack.packb([self.own(), asdict(self._vips())])
+            told = msgpack.packb([self.own() | {"time": time.time()}, asdict(self._vips())])
             self._ring.offer(CHANNEL_STATS, told, bulk=False)
 
     def own(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class ClusterStats:
             }
             for r in self._resources.states()
         ]
-        return self._status() | self._rates | {"resources": resources}
+        return self._status() | self._rates | {"resources": resources, "clock_offset_s": 0.0}
 
     def of(self, node: int) -> dict[str, Any]:
         """A gateway's figures; empty when it has told none lately."""
@@ -105,10 +105,12 @@ class ClusterStats:
         return sum_of(self.vips_of(node).packets_per_s for node in members)
 
     def _take(self, batch: Deliver) -> None:
-        with contextlib.suppress(ValueError, TypeError, msgpack.UnpackException):
+        with contextlib.suppress(ValueError, TypeError, KeyError, msgpack.UnpackException):
             figures, vips = msgpack.unpackb(bytes(batch.payloads()[-1]))
             rates = {str(host): float(rate) for host, rate in dict(vips["packets_per_s"]).items()}
-            self._others.take(batch.origin, (dict(figures), VipFigures(rates, float(vips["lease_ms"]))))
+            told = dict(figures)
+            told["clock_offset_s"] = float(told.pop("time")) - time.time()
+            self._others.take(batch.origin, (told, VipFigures(rates, float(vips["lease_ms"]))))
 
     def _count(self, _visit: TokenVisit) -> None:
         self._visits += 1

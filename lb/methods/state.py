@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a gateway says of itself: its state, services, backends, events and metrics."""
 
-import time
 from typing import Any
 
 from lb import __version__
@@ -26,7 +25,7 @@ def status(gateway: Gateway, _params: Params, _caller: Caller) -> dict[str, Any]
         "state": gateway.state,
         "reason": gateway.reason or None,
         "started_at": gateway.started_at,
-        "uptime_s": time.time() - gateway.started_at,
+        "uptime_s": gateway.uptime_s,
         "config_version": config.version,
         "view": gateway.view(),
         "loop_lag_ms": gateway.lag_s * 1000,

@@ -69,13 +69,14 @@ export class NodesView {
     text(card.querySelector('h3'), nobody ? 'Held by nobody' : node.name);
     card.querySelector('.here').hidden = node.name !== own;
     text(card.querySelector('.state'), nobody ? '' : words(node.state));
-    text(card.querySelector('.why'), nobody ? 'no gateway in service may hold these' : (node.state === 'in_service' ? '' : (node.reason ?? '')));
+    const vips = this.#vips.filter((vip) => (vip.owner ?? '') === node.name);
+    const why = [...new Set(vips.map((vip) => vip.reason ?? ''))].filter(Boolean).join('; ');
+    text(card.querySelector('.why'), nobody ? why : (node.state === 'in_service' ? '' : (node.reason ?? '')));
     card.querySelector('.more').hidden = nobody;
     attribute(card.querySelector('.more'), 'aria-label', `Actions for ${node.name}`);
     card.querySelector('.node-load').hidden = nobody;
     drawSparkline(card.querySelector('.spark'), history.get(`node ${node.name}`));
     figures(card.querySelector('.figures'), node);
-    const vips = this.#vips.filter((vip) => (vip.owner ?? '') === node.name);
     reconcile(card.querySelector('.vips'), vips, (vip) => vip.address, (vip) => this.#chip(vip), (chip, vip) => this.#fillChip(chip, vip));
     const broken = (node.resources ?? []).filter((item) => !item.healthy);
     text(card.querySelector('.resources'), broken.map((item) => `${item.name}: ${item.detail ?? 'failed'}${item.required ? '' : ' (advisory)'}`).join(' · '));

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from netlab import build, namespaces, state
+from netlab import build, namespaces, services, state
+from netlab.commands import run
 from netlab.lab import Lab
 from netlab.namespaces import Process
 from netlab.state import LabError
@@ -59,6 +60,16 @@ def signal_daemon(lab: Lab, node: str, fault: str) -> None:
         eventually(lambda: not process.alive(), what=f"daemon of {node} is gone")
     if fault != "cont":
         remember(lab, f"{fault} {node}")
+
+
+def start_with_clock_ahead(lab: Lab, node: str, seconds: int) -> None:
+    """Start the daemon of a gateway whose wall clock is that far ahead of everybody else's."""
+    library = lab.directory / "wall_clock.so"
+    run("gcc", "-O2", "-shared", "-fPIC", "-o", str(library), str(Path(__file__).with_name("wall_clock.c")))
+    host = lab.topology.node(node)
+    clock = ["env", f"LD_PRELOAD={library}", f"AHEAD_S={seconds}"]
+    lab.start(f"{node}/lbd", host, [*clock, *services.daemon_command(lab.directory, host)])
+    lab.wait_ready(node)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

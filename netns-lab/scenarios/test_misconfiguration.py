@@ -4,10 +4,12 @@
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -201,3 +203,78 @@ def with_address(owners: dict[str, str | None], address: str) -> dict[str, str |
 
 def events(lab: Lab, node: str, kind: str) -> list[dict[str, str]]:
     return [event for event in lab.api(node, "GET", "/v1/events?limit=500") if event["kind"] == kind]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# an address that nobody can hold, a clock that nobody has set
+
+
+def test_where_nobody_can_hold_the_addresses_each_gateway_says_what_it_lacks(whole: Lab, healing: list[Lab]) -> None:
+    lab, vip = whole, whole.topology.vip(4)
+    healing.append(lab)
+    for gateway in lab.gateways:
+        faults.set_links(lab, gateway.name, up=False, interfaces=["inside"])
+    eventually(lambda: set(cluster.owners(lab).values()) == {None}, 10, "nobody holds anything")
+    for gateway in lab.gateways:
+        row = next(row for row in lab.api(gateway.name, "GET", "/v1/vips") if row["address"].startswith(f"{vip}/"))
+        for other in lab.gateways:
+            assert f"{other.name} is out of service: required resource failed: eth1-link" in row["reason"], row
+    checks = lab.ask("gw2", "doctor")["checks"]
+    assert any(f"VIP {vip}/24 is held by nobody: no gateway can hold it" in check["detail"] for check in checks)
+    faults.heal(lab)
+    cluster.settle(lab)
+    assert eventually(lambda: answered(lab, 100), 10)
+
+
+CLOCK_AHEAD = "gw1"
+AHEAD_S = 7 * 365 * 86400
+
+
+@pytest.fixture
+def years_ahead(whole: Lab) -> Iterator[Lab]:
+    """One gateway, the one that plans, is restarted with a clock that is years ahead."""
+    lab = whole
+    faults.signal_daemon(lab, CLOCK_AHEAD, "kill")
+    cluster.wait_for_members(lab, others(lab, CLOCK_AHEAD))
+    faults.start_with_clock_ahead(lab, CLOCK_AHEAD, AHEAD_S)
+    cluster.settle(lab)
+    yield lab
+    faults.signal_daemon(lab, CLOCK_AHEAD, "kill")
+
+
+def test_an_owner_dies_while_clocks_are_years_apart(years_ahead: Lab) -> None:
+    lab, vip, victim, asked = years_ahead, years_ahead.topology.vip(4), "gw3", "gw2"
+    lab.api(CLOCK_AHEAD, "POST", f"/v1/vips/{vip}/move", {"node": victim})
+    eventually(lambda: cluster.owner(lab, vip) == victim)
+    eventually(lambda: clock_offset(lab, asked) > AHEAD_S - 10, 10, f"{asked} knows what time it is over there")
+    began = time.time()
+    with lab.traffic("push_watch", vip, "--count", 20) as pushed, lab.traffic("claims", "eth0", vip) as claims:
+        faults.signal_daemon(lab, victim, "kill")
+        cluster.wait_for_owners(lab, others(lab, victim), but=[victim])
+        assert eventually(lambda: answered(lab, 100), 10)
+    assert (pushed.report["failed"], pushed.report["lost_connections"]) == (0, 0), pushed.report
+    claimants = [run["mac"] for run in claims.report[vip]]
+    assert claimants[-1] == build.mac_address(cluster.owner(lab, vip, but=[victim]), "eth0")
+    assert len(claimants) == len(set(claimants)), claimants
+    assert_times_make_sense(lab, asked, began)
+    trouble = lab.lbctl(asked, "status").stdout
+    assert f"the clock of gateway {CLOCK_AHEAD} is" in trouble
+    assert f"gateway {victim} is gone" in trouble
+
+
+def clock_offset(lab: Lab, asked: str) -> float:
+    """How far a gateway says that the other one's clock is ahead, in seconds."""
+    rows = {row["name"]: row for row in lab.api(asked, "GET", "/v1/nodes")}
+    return float(rows[CLOCK_AHEAD]["clock_offset_s"])
+
+
+def assert_times_make_sense(lab: Lab, node: str, began: float) -> None:
+    """As a gateway with the right clock tells: leases run, moves are of just now, events are in order."""
+    for row in lab.api(node, "GET", "/v1/vips"):
+        assert began - 600 < row["since"] <= time.time(), row
+        assert 0 < row["lease_ms"] < 1000, row
+    times = [event["time"] for event in lab.api(node, "GET", "/v1/events?limit=500")]
+    assert times[-1] >= began
+    assert max(times) <= time.time()
+    # What another gateway tells waits a moment for the ring.
+    assert min(after - before for before, after in pairwise(times)) > -1.0

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """lbctl as it is run: the process, its output, its exit code, against the API process."""
 
+import itertools
 import json
 import os
 import resource
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +23,7 @@ from ebpf.layout import CONNECTION, FLOW_KEY, pack_address
 from tests.unit.api_support import ROOT, RunningApi, running_api
 from tests.unit.test_api_http import fill_connections
 from tools.lbctl.exits import Exit
+from tools.lbctl.trouble import troubles
 
 LBCTL = [sys.executable, "-m", "tools.lbctl.main"]
 START_CPU_MAX_S = 0.3
@@ -185,6 +188,13 @@ def test_doctor_needs_no_daemon() -> None:
     assert check["remedy"]
 
 
+def test_doctor_tells_of_the_cluster_where_a_daemon_answers(api: RunningApi) -> None:
+    done = lbctl(api, "doctor", "-i", "lo", "--json")
+    told = [check["detail"] for check in json.loads(done.stdout)["checks"] if check["name"] == "cluster"]
+    asked = (json.loads(lbctl(api, kind, "--json").stdout) for kind in ("nodes", "vips", "services", "backends"))
+    assert told == (troubles(*asked) or ["nothing is wrong"])
+
+
 def test_it_starts_fast(api: RunningApi) -> None:
     """By CPU time: what a person waits on an idle machine, whatever else runs on this one."""
 
@@ -201,18 +211,24 @@ def test_watch_prints_events_and_changed_state(api: RunningApi) -> None:
     environment = {**os.environ, "LBCTL_SOCKET": str(api.socket), "PYTHONUNBUFFERED": "1"}
     command = [*LBCTL, "watch"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        printed: list[str] = []
+        assert process.stdout
+        reader = threading.Thread(target=printed.extend, args=(process.stdout,))
+        reader.start()
+        nodes = itertools.cycle(("gw2", "gw3"))
+
+        def is_told() -> bool:
+            # Again and again: the process does not say when it has the first picture, which later ones differ from.
+            api.client().post("/v1/vips/10.0.1.100/move", {"node": next(nodes)})
+            time.sleep(0.2)
+            text = "".join(printed)
+            return "10.0.1.100 moved to gw" in text and "VIP 10.0.1.100/24: owner gw" in text
+
         try:
-            assert process.stdout
-            stream = api.client().stream()
-            while next(stream)[0] != "vips":
-                pass
-            time.sleep(0.5)  # the process has no way to say that it has its first picture
-            api.client().post("/v1/vips/10.0.1.100/move", {"node": "gw2"})
-            text = process.stdout.readline() + process.stdout.readline()
+            eventually(is_told)
         finally:
             process.terminate()
-    assert "10.0.1.100 moved to gw2" in text
-    assert "VIP 10.0.1.100/24: owner gw" in text
+            reader.join()
 
 
 def test_top_draws_the_whole_picture(api: RunningApi) -> None:

@@ -4,8 +4,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tools.lbctl.output import duration
+
 Rows = Sequence[Mapping[str, Any]]
 LINES_MAX = 8
+# Leases and takeovers do not mind; whoever compares logs does.
+CLOCK_OFF_S = 5.0
 
 
 def troubles(nodes: Rows, vips: Rows, services: Rows, backends: Rows) -> list[str]:
@@ -37,6 +41,11 @@ def _of_nodes(nodes: Rows) -> Iterator[str]:
         if row["state"] != "in_service":
             said = f": {row['reason']}" if row.get("reason") else ""
             yield f"gateway {row['name']} is {row['state'].replace('_', ' ')}{said} (lbctl nodes)"
+    for row in nodes:
+        offset = row.get("clock_offset_s") or 0.0
+        if abs(offset) > CLOCK_OFF_S:
+            where = "ahead of" if offset > 0 else "behind"
+            yield f"the clock of gateway {row['name']} is {duration(abs(offset))} {where} this one's: set the wrong one"
 
 
 def _of_backends(services: Rows, backends: Rows) -> Iterator[str]:
