@@ -218,6 +218,11 @@ class Lab:
         """Run a program of netlab.traffic to its end; its report."""
         return self.json(node, Traffic.command(program, [str(argument) for argument in arguments]), timeout=timeout)
 
+    def established(self, node: str, which: str = "") -> int:
+        """TCP connections that a node's own kernel has open; `which` filters them as in ss(8)."""
+        command = ["ss", "-Htn", "state", "established", *([which] if which else [])]
+        return len(self.run(node, command).stdout.splitlines())
+
     # -- gateways -------------------------------------------------------------------------------------------------
 
     @property

@@ -98,14 +98,12 @@ def clients(lab: Lab) -> Iterator[Clients]:
             ),
         )
         expected = HELD_CONNECTIONS + PUSHED_CONNECTIONS
-        eventually(lambda: open_connections(lab) >= expected, what="the clients' connections are open")
+        eventually(
+            lambda: lab.established("client", f"dst {lab.topology.vip(4)}") >= expected,
+            what="the clients' connections are open",
+        )
         yield started
         started.downloads.wait()
-
-
-def open_connections(lab: Lab) -> int:
-    command = ["ss", "-Htn", "state", "established", f"dst {lab.topology.vip(4)}"]
-    return len(lab.run("client", command).stdout.splitlines())
 
 
 def drop_flood() -> None:

@@ -54,5 +54,4 @@ def opened(lab: Lab) -> dict[str, int]:
 
 def moving(lab: Lab, count: int, port: int = PORT) -> bool:
     """Whether the client has that many connections through the gateways."""
-    command = ["ss", "-Htn", "state", "established", f"dport = :{port}"]
-    return len(lab.run("client", command).stdout.splitlines()) >= count
+    return lab.established("client", f"dport = :{port}") >= count

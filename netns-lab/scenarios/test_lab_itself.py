@@ -137,15 +137,11 @@ def test_an_upload_arrives_whole(routed: Lab) -> None:
 
 def test_a_push_stream_whose_server_ends_is_lost(routed: Lab) -> None:
     with routed.traffic("push_watch", "10.0.2.23", "--count", 3) as watch:
-        eventually(lambda: established(routed, "b3", 9001) == 3)
+        eventually(lambda: routed.established("b3", "sport = :9001") == 3)
         routed.process("b3/endpoint").signal(signal.SIGKILL)
         assert watch.wait()["lost_connections"] == 3
     node, command = services.commands(routed.directory, routed.topology)["b3/endpoint"]
     routed.start("b3/endpoint", node, command)
-
-
-def established(lab: Lab, node: str, port: int) -> int:
-    return len(lab.run(node, ["ss", "-Htn", "state", "established", f"sport = :{port}"]).stdout.splitlines())
 
 
 def test_the_prober_sees_no_gap_on_a_sound_network(routed: Lab) -> None:

@@ -48,8 +48,7 @@ def under_load(lab: Lab) -> Iterator[tuple[Traffic, Traffic]]:
 
 def open_connections(lab: Lab) -> int:
     """As the client's kernel sees them: the gateway is not asked."""
-    command = ["ss", "-Htn", "state", "established", f"dport = :{HTTP_PORT}"]
-    return len(lab.run("client", command).stdout.splitlines())
+    return lab.established("client", f"dport = :{HTTP_PORT}")
 
 
 def assert_nothing_lost(*reports: dict[str, object]) -> None:
@@ -67,16 +66,11 @@ def test_a_drained_backend_gets_no_new_connections_and_loses_none(lab: Lab) -> N
     with under_load(lab) as (held, fresh):
         lab.lbctl("gw1", "drain", "http4/b1")
         eventually(lambda: fresh_backends(lab) == {"b2", "b3"}, 10)
-        kept = open_connections_of(lab, "b1")
+        kept = lab.established("b1", f"sport = :{HTTP_PORT}")
         lab.lbctl("gw1", "undrain", "http4/b1")
         eventually(lambda: "b1" in fresh_backends(lab), 10)
     assert_nothing_lost(held.report, fresh.report)
     assert kept > 0, "the drained backend kept none of its connections"
-
-
-def open_connections_of(lab: Lab, backend: str) -> int:
-    command = ["ss", "-Htn", "state", "established", f"sport = :{HTTP_PORT}"]
-    return len(lab.run(backend, command).stdout.splitlines())
 
 
 def test_a_killed_daemon_loses_nothing_and_takes_over_again(lab: Lab) -> None:

@@ -56,5 +56,4 @@ def serves(lab: Lab) -> bool:
 
 
 def open_connections(lab: Lab, backend: str) -> int:
-    command = ["ss", "-Htn", "state", "established", f"sport = :{HTTP_PORT}"]
-    return len(lab.run(backend, command).stdout.splitlines())
+    return lab.established(backend, f"sport = :{HTTP_PORT}")

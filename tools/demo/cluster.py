@@ -194,9 +194,7 @@ def run_under_load(story: Story, demo: ClusterDemo, digest: str) -> None:
             ),
         }
         expected = DOWNLOADS + HELD + PUSHED
-        eventually(
-            lambda: len(lab.run("client", ["ss", "-Htn", "state", "established"]).stdout.splitlines()) >= expected
-        )
+        eventually(lambda: lab.established("client") >= expected)
         demo.kill()
         demo.cut()
         demo.drain()

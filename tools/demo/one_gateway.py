@@ -54,7 +54,7 @@ def disturb(story: Story, lab: Lab) -> None:
         lab.traffic("http_load", vip, HTTP_PORT, *options) as held,
         lab.traffic("http_load", vip, HTTP_PORT, "--connections", 0, "--concurrency", 4, "--pause", 0.01) as fresh,
     ):
-        eventually(lambda: len(lab.run("client", ["ss", "-Htn", "state", "established"]).stdout.splitlines()) >= HELD)
+        eventually(lambda: lab.established("client") >= HELD)
         lab.lbctl("gw1", "drain", "http4/b1")
         counts = eventually(lambda: without_b1(lab), 10)
         story.fact(f"lbctl drain http4/b1: new connections go elsewhere ({words(counts)})", "b1" not in counts)
