@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -38,35 +38,54 @@ _ATTRIBUTE = struct.Struct("=HH")
 
 
 class Search:
-    """Looks for silent peers in the loop's worker threads, for each once at a time; never without the permission."""
+    """Looks for silent peers in one of the loop's worker threads at a time; never again without the permission."""
 
     def __init__(self, counters: Counter[str]) -> None:
         self._counters = counters
-        self._under_way: set[SocketAddress] = set()
+        self._wanted: dict[SocketAddress, None] = {}
+        """In order; no more than the peers have addresses."""
+        self._under_way = False
         self._permitted = True
 
     def begin(self, loop: asyncio.AbstractEventLoop, address: SocketAddress) -> None:
         """Have the next hop towards this address asked for anew, if it is unresolved."""
-        if self._permitted and address not in self._under_way:
-            self._under_way.add(address)
-            loop.run_in_executor(None, ask_again, address).add_done_callback(partial(self._ended, address))
+        if self._permitted:
+            self._wanted[address] = None
+            if not self._under_way:
+                self._next(loop)
 
-    def _ended(self, address: SocketAddress, asked: asyncio.Future[bool]) -> None:
-        self._under_way.discard(address)
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        addresses, self._wanted = list(self._wanted), {}
+        self._under_way = True
+        loop.run_in_executor(None, _ask_for_all, addresses).add_done_callback(partial(self._ended, loop))
+
+    def _ended(self, loop: asyncio.AbstractEventLoop, asked: asyncio.Future[Counter[str]]) -> None:
+        self._under_way = False
         if asked.cancelled():
             return
-        error = asked.exception()
-        if isinstance(error, PermissionError):
+        self._counters.update(asked.result())
+        if asked.result()["neighbours_not_permitted"]:
             self._permitted = False
-            self._counters["neighbours_not_permitted"] += 1
             log.warning(
                 "no permission to have neighbours asked for anew: the way to a peer may stay closed for a second "
                 "after its cable is back; grant CAP_NET_ADMIN"
             )
-        elif error is not None:
-            self._counters["neighbours_without_route"] += 1
-        elif asked.result():
-            self._counters["neighbours_asked_again"] += 1
+        elif self._wanted:
+            self._next(loop)
+
+
+def _ask_for_all(addresses: Sequence[SocketAddress]) -> Counter[str]:
+    """How it went, as counters."""
+    counts: Counter[str] = Counter()
+    for address in addresses:
+        try:
+            counts["neighbours_asked_again"] += ask_again(address)
+        except PermissionError:
+            counts["neighbours_not_permitted"] += 1
+            break
+        except OSError:
+            counts["neighbours_without_route"] += 1
+    return counts
 
 
 def ask_again(address: SocketAddress) -> bool:
