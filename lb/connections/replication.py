@@ -21,8 +21,10 @@ from ebpf.maps import Maps
 from ebpf.ring_buffer import RingBuffer
 from lb.configuration.node import NodeConfig
 from lb.connections.exchange import RECORDS_PER_MESSAGE_MAX, RecordReceiver, RecordSender, monotonic_s
+from lb.connections.giver import Giver
 from lb.connections.records import Digest, Records, RecordsError, from_entries, live, pack_records
-from lb.connections.transfer import Giver, Kind, Scope, Taker, TransferError, read_message
+from lb.connections.taker import Taker, TransferError
+from lb.connections.transfer import Kind, Scope, read_message
 from lb.workers import worker_pool
 from sync.driver import MulticastFailed, Ring
 from sync.events import Deliver, PeerMessage, TokenVisit, View

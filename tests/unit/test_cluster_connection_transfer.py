@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpf.layout import State
-from lb.connections import transfer as connection_transfer
+from lb.connections import taker
+from lb.connections.giver import Giver
 from lb.connections.records import Digest, Records, RecordsError, bucket_of, hash_keys, to_entries
-from lb.connections.transfer import Giver, Kind, Known, Scope, Taker, TransferError, read_message
+from lb.connections.taker import Known, Taker, TransferError
+from lb.connections.transfer import Kind, Scope, read_message
 from tests.unit.test_cluster_connection_records import some_records
 from tools.bench.record_source import new_map
 
@@ -154,7 +156,7 @@ async def test_a_giver_that_is_not_complete_refuses(gateways: tuple[Gateway, Gat
 async def test_a_giver_that_falls_silent_is_noticed(
     gateways: tuple[Gateway, Gateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_transfer, "SILENCE_S", 1.5)
+    monkeypatch.setattr(taker, "SILENCE_S", 1.5)
     old, new = gateways
     old.put(some_records(30_000))
     old.cut_after = 3
