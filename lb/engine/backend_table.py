@@ -15,6 +15,7 @@ of it. The result is
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 SLOT_COUNT = 65537
 NO_TARGET = 0
 LOOK_AHEAD = 128
+STRIDE = 1024
 
 Ids = NDArray[np.uint32]
 Indices = NDArray[np.int64]
@@ -99,18 +101,23 @@ def _fill(permutations: tuple[Indices, Indices], turns: Indices, slot_count: int
     cursors = [0] * len(offsets)
     # Per backend, slots that were free when they were looked up, the next one last.
     queues: list[list[int]] = [[] for _ in offsets]
-    for done, backend in enumerate(turns.tolist()):
-        queue = queues[backend]
-        while True:
-            while not queue:
-                stretch = LOOK_AHEAD * slot_count // (slot_count - done)
-                positions = np.arange(cursors[backend], min(cursors[backend] + stretch, slot_count))
-                cursors[backend] += stretch
-                slots = (offsets[backend] + positions * skips[backend]) % slot_count
-                queue = queues[backend] = slots[taken_view[slots] == 0][::-1].tolist()
-            slot = queue.pop()
-            if not taken[slot]:
-                break
-        taken[slot] = 1
-        owners[slot] = backend
+    order = turns.tolist()
+    for begin in range(0, slot_count, STRIDE):
+        # A few milliseconds of a worker thread would be long for those who wait for the processor, or for the
+        # interpreter's lock: the event loop does.
+        os.sched_yield()
+        for done, backend in enumerate(order[begin : begin + STRIDE], begin):
+            queue = queues[backend]
+            while True:
+                while not queue:
+                    stretch = LOOK_AHEAD * slot_count // (slot_count - done)
+                    positions = np.arange(cursors[backend], min(cursors[backend] + stretch, slot_count))
+                    cursors[backend] += stretch
+                    slots = (offsets[backend] + positions * skips[backend]) % slot_count
+                    queue = queues[backend] = slots[taken_view[slots] == 0][::-1].tolist()
+                slot = queue.pop()
+                if not taken[slot]:
+                    break
+            taken[slot] = 1
+            owners[slot] = backend
     return np.array(owners, np.int64)
