@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 from lb import methods
-from lb.children import Child
 from lb.configuration import validate
 from lb.configuration.model import ClusterConfig, IpAddress
 from lb.configuration.node import NodeConfig
@@ -27,6 +26,7 @@ from lb.engine.packet_path import attach_path, detach_path, open_path
 from lb.engine.plan import Hop
 from lb.events import Event
 from lb.gateway import OWN_CALLER, Component, Gateway
+from lb.process.children import Child
 from lb.single_node import SingleNode
 from lb.upkeep.figures import collect_figures
 from lb.upkeep.local_services import LocalServices

@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from lb import __version__
-from lb.background import Background
 from lb.configuration.advice import Network
 from lb.configuration.model import ClusterConfig, IpAddress
 from lb.configuration.node import NodeConfig
@@ -23,7 +22,8 @@ from lb.events import Event, Journal, to_plain
 from lb.health.board import Condition, HealthBoard
 from lb.health.news import HealthNews
 from lb.metrics import Registry
-from lb.notify import Notifier
+from lb.process.background import Background
+from lb.process.notify import Notifier
 
 JOURNAL_NAME = "events.jsonl"
 OWN_CALLER = Caller(0, os.getpid(), "lbd", "daemon")

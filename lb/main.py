@@ -2,7 +2,7 @@
 """`lbd`: the command line and the life of the daemon's process."""
 
 # ruff: noqa: E402  (the allocator must be settled before numpy is loaded)
-from lb.memory import give_back, settle_allocator
+from lb.process.memory import give_back, settle_allocator
 
 settle_allocator()
 
@@ -26,7 +26,7 @@ from lb.control import ControlError
 from lb.daemon import AlreadyRunning, Daemon
 from lb.engine.packet_engine import EngineError
 from lb.engine.packet_path import detach_path, release_held
-from lb.workers import spawn_with_fork, worker_pool
+from lb.process.workers import spawn_with_fork, worker_pool
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
 # The interpreter hands the processor from a working thread to the event loop after this time.

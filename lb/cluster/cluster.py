@@ -47,7 +47,7 @@ from lb.engine.packet_engine import read_held
 from lb.events import Event
 from lb.gateway import Gateway
 from lb.health.board import REPORT_PREFIX, SLOW_START_PREFIX
-from lb.workers import worker_pool
+from lb.process.workers import worker_pool
 from sync.data import OutcomeUnknown, RequestRefused
 from sync.driver import MulticastFailed, Ring
 from sync.events import TokenVisit, View

@@ -19,7 +19,7 @@ from lb.configuration.node import NodeConfig
 from lb.network.announce import Announcer, Claim
 from lb.network.links import LinkWatch
 from lb.network.netlink import Link, Netlink, NetlinkError
-from lb.workers import worker_pool
+from lb.process.workers import worker_pool
 
 # RFC 5227 section 2.4: an address is defended against a contender at most that often.
 DEFEND_INTERVAL_S = 10.0

@@ -25,7 +25,7 @@ from lb.connections.giver import Giver
 from lb.connections.records import Digest, Records, RecordsError, from_entries, live, pack_records
 from lb.connections.taker import Taker, TransferError
 from lb.connections.transfer import Kind, Scope, read_message
-from lb.workers import worker_pool
+from lb.process.workers import worker_pool
 from sync.driver import MulticastFailed, Ring
 from sync.events import Deliver, PeerMessage, TokenVisit, View
 

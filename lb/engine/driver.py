@@ -13,7 +13,7 @@ from typing import Any
 
 from lb.configuration.model import ClusterConfig
 from lb.engine.packet_engine import EngineError, PacketEngine
-from lb.memory import give_back
+from lb.process.memory import give_back
 
 RETRY_SECONDS = 5
 log = logging.getLogger("lb.engine")

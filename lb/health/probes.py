@@ -19,7 +19,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from lb.children import ended
+from lb.process.children import ended
 
 DETAIL_LENGTH_MAX = 200
 PROGRAM_OUTPUT_BYTES_MAX = 4096
@@ -174,7 +174,7 @@ async def tcp(address: str, port: int, mark: int = 0) -> Outcome:
 async def program(command: tuple[str, ...]) -> tuple[int, str]:
     """Run a program without a shell; its exit code and the beginning of its output. Killed when cancelled.
 
-    It is started in a worker thread, as `lb.children` does and for the same reason.
+    It is started in a worker thread, as `lb.process.children` does and for the same reason.
     """
     process = await _start(command)
     try:

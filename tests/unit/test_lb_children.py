@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from netlab.waiting import eventually, until
 
-from lb import children
-from lb.children import Child
+from lb.process import children
+from lb.process.children import Child
 
 SLEEP = ["sleep", "60"]
 
@@ -76,7 +76,7 @@ async def test_command_that_does_not_exist_is_tried_again(monkeypatch: pytest.Mo
 
 PARENT = """
 import asyncio
-from lb.children import Child
+from lb.process.children import Child
 async def main():
     child = Child("test", ["sleep", "61.5"], dies_with_parent=True)
     await child.start()

@@ -11,7 +11,7 @@ import pytest
 
 from lb.configuration.node import Node
 from lb.main import parser
-from lb.notify import Notifier
+from lb.process.notify import Notifier
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "lb" / "systemd"
 UNITS = ["lbd.service", "lb-api.service", "run-lb-bpf.mount"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lb.configuration.node import Ring
-from lb.workers import worker_pool, worker_priority
+from lb.process.workers import worker_pool, worker_priority
 from tests.unit.lb_paths import node_config
 
 # The ring's scheduling, and the priority of the workers.

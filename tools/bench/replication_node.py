@@ -14,7 +14,7 @@ from lb.configuration.node import Interface, Node, NodeConfig
 from lb.configuration.node import Ring as RingSettings
 from lb.connections.records import Keys
 from lb.connections.replication import Replication
-from lb.workers import worker_pool
+from lb.process.workers import worker_pool
 from sync.config import RingConfig
 from sync.driver import Ring, peer_paths
 from sync.events import View

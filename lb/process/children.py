@@ -13,7 +13,7 @@ STABLE_SECONDS = 60.0
 STOP_SECONDS = 3.0
 # The kernel ends the child when the daemon is killed.
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")
-log = logging.getLogger("lb.children")
+log = logging.getLogger("lb.process.children")
 
 
 class Child:
