@@ -13,6 +13,8 @@ from sync.transport.wire import MESSAGE_LENGTH_MAX
 
 TOKEN_BYTES_MAX = MESSAGE_LENGTH_MAX * 3 // 4
 """Payload on the token; the rest of a transport message is left for its headers."""
+IDLE_TURNS_HUNGRY = 1.6
+"""So many idle turns without the token make a node hungry."""
 MESSAGE_BYTES_LIMIT = TOKEN_BYTES_MAX // 3
 
 
@@ -51,6 +53,8 @@ class Timers:
     hungry: float
     """Without the token for that long (or 1.4 of the last turn, if that is more): starving, call 911.
     ``hungry_per_member`` is added per member."""
+    hungry_idle: float
+    """The same for a turn in which the token rests."""
     hungry_per_member: float
     starving: float
     """Call again."""
@@ -85,9 +89,10 @@ class RingConfig:
     mode: Mode = Mode.CONSISTENT
     policy: Policy = Policy.ALL
     turn_idle_ms: float | None = None
-    """Turn of an idle token; default 0.375 of the failure budget. Longer costs less CPU and detects later."""
+    """Turn of an idle token; default 0.55 of the failure budget. Longer costs less CPU and detects later."""
     hungry_ms: float | None = None
-    """Least time without the token before 911; default 0.55 of the failure budget. A slow ring waits longer."""
+    """Least time without the token before 911; default 0.55 of the failure budget. A slow ring waits longer, one
+    whose token rests for 1.6 of its idle turn."""
     beacon_ms: float | None = None
     """Between beacons to an absent eligible member; default 250, or twice the failure budget if that is more."""
     visit_bytes_max: int = 1 << 20
@@ -109,13 +114,14 @@ class RingConfig:
     @property
     def timers(self) -> Timers:
         budget = self.failure_detection_ms / 1000
-        turn = 0.375 * budget if self.turn_idle_ms is None else self.turn_idle_ms / 1000
+        turn = 0.55 * budget if self.turn_idle_ms is None else self.turn_idle_ms / 1000
         beacon = max(0.25, 2 * budget) if self.beacon_ms is None else self.beacon_ms / 1000
         hungry = 0.55 * budget if self.hungry_ms is None else self.hungry_ms / 1000
         return Timers(
             failure_after=budget,
             turn_idle=turn,
             hungry=hungry,
+            hungry_idle=max(hungry, IDLE_TURNS_HUNGRY * turn),
             hungry_per_member=0.0005,
             starving=1.25 * budget,
             alone=4 * budget,
@@ -145,16 +151,16 @@ class RingConfig:
                 "above 60000 nobody wants to wait: choose a value between"
             )
         timers = self.timers
-        if not 0 < timers.turn_idle <= 0.45 * timers.failure_after:
+        if not 0 < timers.turn_idle <= 0.85 * timers.failure_after:
             raise ConfigError(
-                f"turn_idle_ms is {timers.turn_idle * 1000:g}; it must be above 0 and at most 0.45 of "
-                f"failure_detection_ms ({self.failure_detection_ms:g}), because a lease lasts for that long after the "
-                "visit of the token before last: lower it, or raise failure_detection_ms"
+                f"turn_idle_ms is {timers.turn_idle * 1000:g}; it must be above 0 and at most 0.85 of "
+                f"failure_detection_ms ({self.failure_detection_ms:g}), because a lease lasts for little more than "
+                "that after a visit of the token: lower it, or raise failure_detection_ms"
             )
-        if timers.hungry < 1.3 * timers.turn_idle:
+        if timers.hungry < 0.3 * timers.failure_after:
             raise ConfigError(
-                f"hungry_ms is {timers.hungry * 1000:g}; below 1.3 turns of an idle token "
-                f"({timers.turn_idle * 1000:g} ms each) a healthy ring calls 911: raise it or lower turn_idle_ms"
+                f"hungry_ms is {timers.hungry * 1000:g}; below 0.3 of failure_detection_ms "
+                f"({self.failure_detection_ms:g}) a healthy ring calls 911 when one datagram is lost: raise it"
             )
         if timers.hungry > 2 * timers.failure_after:
             raise ConfigError(

@@ -276,12 +276,12 @@ class Refused(NamedTuple):
 
 
 class TokenVisit(NamedTuple):
-    """This node passed the token on (a ring of one: kept it).
+    """This node has the token (a ring of one: kept it).
 
     ``lease_until``: before this instant of this node's clock no member of its view can have gone on to a view without
-    it. It follows from this node's own clock alone: whoever wants to exclude it must try to reach it for a whole
-    failure budget, and cannot have begun before this node's pass before the present one. Emitted only when a lease
-    can be given; with ``lease_until`` = now when an earlier one is given up (the node changes to another group).
+    it. Whoever wants to exclude it must try to reach it for a whole failure budget, and cannot have begun before this
+    node's last pass and the rest that the token has had since. Emitted only when a lease can be given; with
+    ``lease_until`` = now when an earlier one is given up (the node changes to another group).
     """
 
     hop: int

@@ -45,6 +45,10 @@ class PeerLink:
         if self._hopeless:
             self._hopeless = deque(entry for entry in self._hopeless if entry[1] != handle)
 
+    def ask(self, now: float, peer: int, handle: int) -> None:
+        if handle > 0:
+            self._transport.ask(now, peer, handle)
+
     def fail_later(self, now: float, handle: int) -> None:
         """This message is not even under way."""
         self._hopeless.append((now + self._failure_after, handle))

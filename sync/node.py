@@ -50,6 +50,7 @@ from sync.ring.regeneration import Ring
 from sync.ring.token import Token
 from sync.transport.effects import (
     Arrived,
+    Asked,
     Backlogged,
     Delivered,
     Randomness,
@@ -115,6 +116,7 @@ class Node:
         self._transport_effects: dict[type, Callable[[Any], None]] = {
             Arrived: self._on_arrived,
             Delivered: self._on_delivered,
+            Asked: lambda effect: self._ring.asked(self._now),
             Undelivered: self._on_given_back,
             Transmit: self._transmit.append,
             Resolve: self._transmit.append,

@@ -23,8 +23,10 @@ from sync.ring.token import JOINER, STRUCK, Farewell, Member, Proposal, Token
 HASTE = b"".join(encode(Haste()))
 PATIENCE = 0.85
 """Of the time until 911: so long the return of an idle token is awaited before its delivery is asked about."""
-PATIENCE_MAX = 0.5
-"""Of the failure budget: a living successor must have the rest to answer in, however busy its machine is."""
+PATIENCE_RESTED = 0.25
+"""Of the failure budget: the same at its resting place, to which it returns at network speed."""
+PATIENCE_MAX = 0.9, 0.5
+"""Of the failure budget, on the way to the resting place and from there."""
 
 
 class _Passed(NamedTuple):
@@ -65,6 +67,9 @@ class Circulation(Leases):
         self._struck: dict[int, int] = {}
         """Member that has been asked to go -> hop at which this node first saw it asked."""
         self._last_visit = now
+        self._away = 0.0
+        """How long the token was away the last time."""
+        self._rests_since = inf
         self._order = Order.SAFE if config.mode is Mode.CONSISTENT else Order.AGREED
 
     # --------------------------------------------------------------------------------------------------- accepting
@@ -140,7 +145,7 @@ class Circulation(Leases):
             self.link.cancel(self.passed.handle)
         self.passed = None
         self.passed_acknowledged = True
-        self.hungry_until = inf
+        self.hungry_until = self._rests_since = inf
         if self.eating:
             self.trace(Reason.TOKEN_ABANDONED, 0)
             self.states.on_token(TokenEvent.ABANDON)
@@ -163,6 +168,7 @@ class Circulation(Leases):
         else:
             self._take(token.parcels)
         self._settle()
+        self._renew_lease(token)
 
     def _start_over(self, token: Token, entry: Member) -> None:
         farewell = self._farewell(token)
@@ -211,10 +217,12 @@ class Circulation(Leases):
     def _begin_visit(self, now: float) -> None:
         token = self.token
         assert token is not None
+        self._away = now - self._last_visit
         if self._hurry(token):
             self.release(now)
         else:
             self.eating_until = now + self.timers.turn_idle
+            self._rests_since = now
         self.deliver()
 
     def _hurry(self, token: Token) -> bool:
@@ -245,6 +253,9 @@ class Circulation(Leases):
         """End of the visit: change the ring, add messages, pass the token on (or keep it, when alone)."""
         token = self.token
         assert token is not None
+        if self._rests_since != inf:
+            self._note_rest(token, now - self._rests_since)
+            self._rests_since = inf
         if self.parked is not None:
             token = self._try_merge(now, token)
         if self.haste:
@@ -272,19 +283,37 @@ class Circulation(Leases):
         # A loaded ring turns more slowly than an idle one; what it took last time is no reason for alarm.
         turn = min(1.4 * (now - self._last_visit), 2 * timers.failure_after)
         self._last_visit = now
-        hungry = max(timers.hungry, turn) + members * timers.hungry_per_member
+        rests = token.hop + members > token.busy_until
+        hungry = max(timers.hungry_idle if rests else timers.hungry, turn) + members * timers.hungry_per_member
         self.hungry_until = now + hungry
         # An idle token is back within a turn, which says more than an acknowledgement, and costs nobody a wake-up.
         quiet = token.hop >= token.busy_until and token.at_rest
-        patience = min(PATIENCE * hungry, PATIENCE_MAX * timers.failure_after) if quiet else 0.0
+        patience = self._patience(token, hungry) if quiet else 0.0
         handle = self.link.send(now, peer, CHANNEL_TOKEN, encode_token(token, token.hop + 1), patience)
         self.passed = _Passed(peer, handle, token.epoch, token.hop + 1, patience > 0)
         self.passed_acknowledged = False
         self.states.on_token(TokenEvent.PASS)
         self.trace(Reason.TOKEN_PASSED, peer, token)
         self.eating_until = inf
-        if self._genuine:
-            self._renew_lease(now, token)
+        self._note_pass(now, token)
+
+    def _patience(self, token: Token, hungry: float) -> float:
+        """How long to wait for an idle token before asking whether its successor has it.
+
+        Only its resting place misses it soon after a death; its question is passed on from member to member
+        (``asked``), so that it takes nobody longer.
+        """
+        budget = self.timers.failure_after
+        if self.local != token.resting_place:
+            return min(PATIENCE * hungry, PATIENCE_MAX[0] * budget)
+        usual = PATIENCE_RESTED * budget + len(token.members) * self.timers.hungry_per_member
+        return min(max(usual, 1.4 * self._away), PATIENCE_MAX[1] * budget)
+
+    def asked(self, now: float) -> None:
+        """The predecessor misses an idle token that has been here: ask the successor in turn."""
+        passed = self.passed
+        if passed is not None and passed.unhurried and not self.passed_acknowledged:
+            self.link.ask(now, passed.peer, passed.handle)
 
     def _keep(self, now: float) -> None:
         self._last_pass = -inf

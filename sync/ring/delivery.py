@@ -29,6 +29,8 @@ class Link(Protocol):
 
     def cancel(self, handle: int) -> None: ...
 
+    def ask(self, now: float, peer: int, handle: int) -> None: ...
+
 
 class Delivery:
     """State of one node's part in the ring, and its delivering end.

@@ -132,7 +132,7 @@ Message = Token | Call | Answer | Refuse | Haste | Beacon | Relay | Relayed
 _REFUSALS = frozenset(Refusal)
 
 _LINE = struct.Struct("<QBQQ")
-_TOKEN = struct.Struct("<BBBHHQIQQQQQ")
+_TOKEN = struct.Struct("<BBBHHQIIQQQQQ")
 _MEMBER = struct.Struct("<BBQQQ")
 _PARCEL = struct.Struct("<QQIIBBBB")
 _FAREWELL = struct.Struct("<QBQQQ")
@@ -156,6 +156,7 @@ def encode_token(token: Token, hop: int) -> Buffers:
             len(token.farewells),
             token.view_number,
             token.standing,
+            token.rested_us,
             hop,
             token.next_position,
             token.stable,
@@ -206,14 +207,14 @@ def decode(data: bytes | memoryview) -> Message:
 
 
 def _decode_token(data: bytes | memoryview) -> Token:
-    (_, lines, members, parcels, farewells, view_number, standing, hop, next_position, stable, busy, quiet) = (
+    (_, lines, members, parcels, farewells, view_number, standing, rested, hop, next_position, stable, busy, quiet) = (
         _TOKEN.unpack_from(data)
     )
     if not lines or not members or lines > LINEAGE_MAX or parcels > PARCELS_MAX or farewells > FAREWELLS_MAX:
         raise ValueError(f"token with {lines} epochs, {members} members, {parcels} parcels, {farewells} farewells")
     token = Token()
     token.hop, token.next_position, token.stable = hop, next_position, stable
-    token.view_number, token.standing = view_number, standing
+    token.view_number, token.standing, token.rested_us = view_number, standing, rested
     token.busy_until, token.quiet_until = busy, quiet
     at = _TOKEN.size
     view = memoryview(data)

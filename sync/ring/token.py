@@ -135,6 +135,7 @@ class Token:
         "next_position",
         "parcels",
         "quiet_until",
+        "rested_us",
         "stable",
         "standing",
         "view_number",
@@ -151,6 +152,8 @@ class Token:
         """The token turns at network speed up to this hop."""
         self.quiet_until = 0
         """Up to this hop no messages are added: the group is about to be merged into another."""
+        self.rested_us = 0
+        """How long the token has rested in all, in microseconds of the resting members' clocks, modulo 2^32."""
         self.standing = 0
         self.members: list[Member] = []
         self.parcels: list[Parcel] = []

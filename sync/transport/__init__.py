@@ -3,6 +3,7 @@
 
 from sync.transport.effects import (
     Arrived,
+    Asked,
     Backlogged,
     Counters,
     Delivered,
@@ -26,6 +27,7 @@ __all__ = [
     "DATAGRAM_MIN",
     "MESSAGE_LENGTH_MAX",
     "Arrived",
+    "Asked",
     "Backlogged",
     "Counters",
     "Delivered",

@@ -71,7 +71,13 @@ class Resolve(NamedTuple):
     address: Hashable
 
 
-Effect = Transmit | Arrived | Delivered | Undelivered | Resolve
+class Asked(NamedTuple):
+    """The peer has repeated a message sent with patience that had arrived before: it does not know that it has."""
+
+    peer: int
+
+
+Effect = Transmit | Arrived | Delivered | Undelivered | Resolve | Asked
 
 
 class Path(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Final
 
 from sync.transport import wire
 from sync.transport.burst import gather, is_run, is_whole
-from sync.transport.effects import Arrived, Transmit
+from sync.transport.effects import Arrived, Asked, Transmit
 from sync.transport.keys import Cipher
 from sync.transport.reassembly import ReceiveWindow
 from sync.transport.session import Local, Session
@@ -77,6 +77,8 @@ class Receiver:
             self._local.counters.duplicate += 1
             self._repeat_ack = True  # the one before may have been lost with its path
             self._owe_ack(link, address)
+            if header.flags & wire.UNHURRIED:
+                self._local.effects.append(Asked(session.node))
             return True
         if payload is not None:
             self._accept(prefix, header, payload, link, address)

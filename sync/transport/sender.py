@@ -9,6 +9,7 @@ from sync.transport.burst import lay_out, select
 from sync.transport.effects import ATTEMPTS_MIN, Delivered, Reason, Undelivered
 from sync.transport.session import Local, Session
 from sync.transport.window import (
+    ANSWER_PART,
     LOSSY_S,
     PROMPT_EVERY,
     REORDER_CHUNKS,
@@ -123,6 +124,13 @@ class Sender:
                 chunk.deadline = min(chunk.deadline, chunk.sent_at + self.round_trip.timeout / 2)
                 self.timer = min(self.timer, chunk.deadline)
 
+    def ask(self, now: float, handle: int) -> None:
+        """Do not wait any longer before the first repetition of this message."""
+        for chunk in self.window.in_flight.values():
+            if chunk.message.handle == handle and chunk.unhurried and chunk.attempts == 1:
+                self._resend(now, chunk)
+                return
+
     def cancel(self, handle: int) -> bool:
         """Forget a message; False when it is not under way here."""
         if not self.window.live and not self.window.queued:
@@ -198,6 +206,8 @@ class Sender:
 
     def _resend(self, now: float, chunk: Chunk) -> None:
         chunk.retransmitted = True
+        if chunk.unhurried and chunk.attempts == 1:
+            chunk.asked_at = now
         if chunk.attempts > 1 or not chunk.unhurried:  # else it is what was waited for that came late
             self._lossy_until = now + LOSSY_S
         self._local.counters.retransmissions += 1
@@ -224,8 +234,9 @@ class Sender:
 
     def _give_up_at(self, chunk: Chunk) -> float:
         """When this chunk, unacknowledged, means that its message cannot be delivered."""
+        budget = self._local.config.failure_after_s
         since = max(chunk.first_sent_at, chunk.message.progress_at)
-        return since + self._local.config.failure_after_s
+        return max(since + budget, chunk.asked_at + ANSWER_PART * budget)
 
     @staticmethod
     def _size(chunk: Chunk) -> int:

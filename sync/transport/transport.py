@@ -125,8 +125,9 @@ class Transport:
         """Start sending a message; the handle comes back in Delivered or Undelivered.
 
         `patience` (seconds): the caller expects within that time to learn in another way that the message has
-        arrived, and cancels it then. It is not acknowledged before it is repeated, and not repeated earlier. Failure
-        on delivery comes no later for it. Without effect on messages of several chunks, and for LOSSY_S after
+        arrived, and cancels it then. It is not acknowledged before it is repeated, and not repeated earlier unless
+        `ask` says so. Failure on delivery comes later for it only if there would be less than half of the budget to
+        answer the repetitions in. Without effect on messages of several chunks, and for LOSSY_S after
         the peer had to be asked twice.
 
         A payload given as bytes (or a read-only view of bytes) is not copied. Raises KeyError for an unknown peer,
@@ -186,6 +187,12 @@ class Transport:
                 self._local.counters.cancelled += 1
                 return True
         return False
+
+    def ask(self, now: float, peer: int, handle: int) -> None:
+        """Repeat a message sent with patience now, if it is under way and has not been repeated yet."""
+        target = self._peers.get(peer)
+        if target is not None:
+            target.sender.ask(now, handle)
 
     # What the surroundings do
 

@@ -18,6 +18,7 @@ CONGESTION_INITIAL: Final = 8 * BURST_LENGTH_MAX
 PROMPT_EVERY: Final = 8  # chunks; the acknowledgement of others may wait a little
 SMALL_RESERVE: Final = BURST_LENGTH_MAX
 CONGESTION_MIN: Final = BURST_LENGTH_MAX
+ANSWER_PART: Final = 0.5  # of the failure budget: to answer in, at least, when a message sent with patience is repeated
 LOSSY_S: Final = 5.0  # after a repetition every message is acknowledged for so long
 REORDER_CHUNKS: Final = 3  # a chunk is taken for lost when one this much younger has arrived
 MESSAGE_DISTANCE_MAX: Final = 1 << 31
@@ -60,6 +61,7 @@ class Chunk:
     """A chunk in flight, laid out as it travels. `missing` has a bit per segment the peer does not hold."""
 
     __slots__ = (
+        "asked_at",
         "attempts",
         "cut_smaller",
         "data",
@@ -93,6 +95,7 @@ class Chunk:
         self.retransmitted = False
         self.cut_smaller = False  # because it did not get through as it was
         self.first_sent_at = inf
+        self.asked_at = -inf  # when it was repeated first, if it was sent with patience
         self.sent_at = 0.0
         self.deadline = inf
 

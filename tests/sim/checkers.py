@@ -21,6 +21,9 @@ ViewKey = tuple[object, ...]
 RELAYED_LANE = 2
 """Lanes 0 and 1 are an origin's small and bulk requests, each in order; relayed ones may overtake each other."""
 
+ROUNDING_S = 1e-9
+"""A lease revoked this very instant may come back from a drifting clock a few bits later."""
+
 LINEAGE_BOUND = 64
 PENDING_BOUND = 4000
 NEWCOMERS_BOUND = 64
@@ -172,7 +175,7 @@ class Checkers:
             trusting = theirs is not None and view_key(theirs) in record.path
             if trusting and other.identity in before and other.identity not in members:
                 lease = self.record(other).lease
-                if lease > now:
+                if lease > now + ROUNDING_S:
                     raise Violation(
                         "lease",
                         f"{record.identity} committed a view without {other.identity}, whose lease lasts "

@@ -50,7 +50,7 @@ def measure(nodes: int, seed: int = 1) -> Growth:
     per_message = _bytes_per_message(cluster)
     timers = cluster.living[0].config.timers
     detection = _detection(cluster)
-    hungry = timers.hungry + nodes * timers.hungry_per_member
+    hungry = timers.hungry_idle + nodes * timers.hungry_per_member
     bound = 1000 * (max(timers.turn_idle, hungry, 1.4 * idle / 1000) + timers.failure_after * 1.1) + 4 * turn_model(
         nodes
     )

@@ -144,13 +144,17 @@ def _invite_nobody() -> list[Patch]:
 def _lease_from_the_last_pass() -> list[Patch]:
     renew = Ring._renew_lease
 
-    def generous(self: Ring, now: float, held: Token) -> None:
-        renew(self, now, held)
+    def generous(self: Ring, held: Token) -> None:
+        renew(self, held)
         if self.effects and isinstance(self.effects[-1], TokenVisit):
             visit = self.effects[-1]
-            self.effects[-1] = visit._replace(lease_until=now + self.timers.failure_after)
+            self.effects[-1] = visit._replace(lease_until=self.now + self.timers.failure_after)
 
     return [(Ring, "_renew_lease", generous)]
+
+
+def _lease_for_rests_that_were_none() -> list[Patch]:
+    return [(Ring, "_rested", lambda self, held: self.timers.turn_idle)]
 
 
 def _keep_the_lease_when_others_defect() -> list[Patch]:
@@ -228,11 +232,12 @@ MUTATIONS: Mapping[str, tuple[Callable[[], list[Patch]], int]] = {
     "deliver twice": (_deliver_twice, 4),
     "last in first out": (_last_in_first_out, 1),
     "invite nobody": (_invite_nobody, 2),
-    "lease from the last pass": (_lease_from_the_last_pass, 15),
+    "lease from the last pass": (_lease_from_the_last_pass, 9),
+    "lease for rests that were none": (_lease_for_rests_that_were_none, 15),
     "keep the lease when others defect": (_keep_the_lease_when_others_defect, 180),
     "welcome everyone at once": (_welcome_everyone_at_once, 1),
     "forget a dead origin's messages": (_forget_a_dead_origins_messages, 65),
-    "begin with a view of the past": (_begin_with_a_view_of_the_past, 100103),
+    "begin with a view of the past": (_begin_with_a_view_of_the_past, 1550),
     "expel without asking": (_expel_without_asking, 200008),
     "cut off who is struck": (_cut_off_who_is_struck, 200008),
 }

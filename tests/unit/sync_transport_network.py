@@ -9,6 +9,7 @@ from math import inf
 
 from sync.transport import (
     Arrived,
+    Asked,
     Delivered,
     KeyRing,
     Path,
@@ -44,6 +45,7 @@ class Station:
 
     transport: Transport
     arrived: list[Arrived] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
     delivered: list[Delivered] = field(default_factory=list)
     undelivered: list[tuple[float, Undelivered]] = field(default_factory=list)
     resolved: list[tuple[float, Resolve]] = field(default_factory=list)
@@ -99,6 +101,10 @@ class Network:
         self.collect(source)
         return handle
 
+    def ask(self, source: int, destination: int, handle: int) -> None:
+        self.stations[source].transport.ask(self.now, destination, handle)
+        self.collect(source)
+
     def collect(self, node: int) -> None:
         """Carry out a node's effects."""
         station = self.stations[node]
@@ -113,6 +119,8 @@ class Network:
                 station.undelivered.append((self.now, effect))
             elif type(effect) is Resolve:
                 station.resolved.append((self.now, effect))
+            elif type(effect) is Asked:
+                station.asked.append(effect.peer)
 
     def inject(self, destination: int, data: bytes, *, source: int, link: int = 0, at: float | None = None) -> None:
         """Let a datagram appear at a node as if it came from another one's address."""

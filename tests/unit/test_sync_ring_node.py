@@ -32,6 +32,7 @@ from sync.events import (
     ViewChanged,
 )
 from sync.node import Node
+from sync.ring.membership import TokenState
 from sync.transport.effects import Path, PeerConfig, Transmit
 
 DELAY = 0.0002
@@ -154,7 +155,23 @@ def test_idle_members_pass_the_token_at_once_and_the_lowest_rests(ring: Wire) ->
     before = len(ring.of(3, TokenVisit))
     ring.run(1.0)
     visits = len(ring.of(3, TokenVisit)) - before
-    assert 55 <= visits <= 70, f"{visits} turns a second"
+    assert 42 <= visits <= 46, f"{visits} turns a second"
+
+
+def test_a_question_about_an_idle_token_is_passed_on_from_member_to_member() -> None:
+    """Only its resting place misses it early; the one that cannot hand it on learns of it in time."""
+    ring = Wire(5)
+    ring.run(0.5)
+    view = ring.nodes[1].view
+    assert view is not None
+    order = view.members[view.members.index(1) :] + view.members[: view.members.index(1)]
+    while ring.nodes[1].states.token is TokenState.EATING:
+        ring.run(0.0001)
+    begin, last = ring.now, order[-1]
+    ring.dead.add(last)
+    while last in ring.members(1):
+        ring.run(0.0005)
+    assert ring.now - begin < 0.040 + 0.006
 
 
 def test_what_is_not_urgent_waits_for_the_idle_token_and_does_not_speed_it_up(ring: Wire) -> None:

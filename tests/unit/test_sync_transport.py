@@ -248,6 +248,34 @@ def test_patience_does_not_delay_the_failure_and_ends_where_datagrams_get_lost()
     assert len(network[1].delivered) == 2, "after a loss every message is acknowledged"
 
 
+def test_a_late_question_leaves_half_a_budget_to_answer_in() -> None:
+    network = Network()
+    network.send(1, 2, b"hello")
+    network.run(1.0)
+    network.cut = {(1, 2, 0)}
+    begin, budget = network.now, network.config.failure_after_s
+    network.send(1, 2, b"lost", patience=0.9 * budget)
+    network.run(1.0)
+    failed_at, _ = network[1].undelivered[0]
+    assert failed_at - begin == pytest.approx(1.4 * budget, abs=0.001)
+
+
+def test_a_question_can_be_asked_early_and_the_peer_is_told_that_it_was_one() -> None:
+    network = Network()
+    network.send(1, 2, b"hello")
+    network.run(1.0)
+    handle = network.send(1, 2, b"quiet", patience=0.030)
+    network.run(0.005)
+    assert not network[2].asked
+    network.ask(1, 2, handle)
+    network.run(0.005)
+    assert network[1].delivered[-1].handle == handle
+    assert network[2].asked == [1]
+    assert payloads(network, 2) == [b"hello", b"quiet"]
+    network.ask(1, 2, handle)
+    assert network[1].transport.deadline() == inf, "what is settled is not asked about"
+
+
 def test_window_moves_past_what_was_given_up() -> None:
     """More lost and abandoned chunks than a window holds do not stop what follows."""
     network = Network()
