@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The token's way through one node: accept, hold, change the ring, add messages, pass on; and the merging of two.
+"""The token's way through one node: accepted, held, passed on; and the merging of two.
 
 Thesis sections 3.5 (pseudo-code events 2 and 6) and 3.7.3, with the changes described in docs/protocol.md.
 """
@@ -9,16 +9,16 @@ from __future__ import annotations
 from math import inf
 from typing import NamedTuple
 
-from sync.config import TOKEN_BYTES_MAX, Mode, RingConfig
+from sync.config import RingConfig
 from sync.events import Order, Reason, Refusal, TokenVisit
 from sync.ring.delivery import Link
-from sync.ring.discovery import Discovery
-from sync.ring.leases import DRIFT_MARGIN, Leases
+from sync.ring.holding import Holding
+from sync.ring.leases import DRIFT_MARGIN
 from sync.ring.lineage import LINEAGE_KEPT, Epoch, EpochId, divergence, extends
 from sync.ring.membership import TokenEvent, TokenState, ViewEvent, ViewState
-from sync.ring.messages import CHANNEL_CONTROL, CHANNEL_TOKEN, MEMBERS_MAX, Haste, Refuse, encode, encode_token
+from sync.ring.messages import CHANNEL_CONTROL, CHANNEL_TOKEN, Haste, Refuse, encode, encode_token
 from sync.ring.multicast import Stream
-from sync.ring.token import JOINER, STRUCK, Farewell, Member, Proposal, Token
+from sync.ring.token import JOINER, Farewell, Member, Proposal, Token
 
 HASTE = b"".join(encode(Haste()))
 PATIENCE = 0.85
@@ -48,29 +48,24 @@ class _Parked(NamedTuple):
     until: float
 
 
-class Circulation(Leases):
+class Circulation(Holding):
     """Takes the token, works on it, passes it on."""
 
     def __init__(self, config: RingConfig, link: Link, incarnation: int, now: float, view_number: int) -> None:
         super().__init__(config, link, incarnation, now, view_number)
-        self.discovery = Discovery(config)
         self.standing = 0
         self.joining = True
         """Asks to be taken in; its own history, if any, counts only if nobody does."""
-        self.leaving = False
         self.haste = False
         self.haste_asked = False
         self.passed: _Passed | None = None
         self.passed_acknowledged = True
         self.parked: _Parked | None = None
         self._epoch_number = 0
-        self._struck: dict[int, int] = {}
-        """Member that has been asked to go -> hop at which this node first saw it asked."""
         self._last_visit = now
         self._away = 0.0
         """How long the token was away the last time."""
         self._rests_since = inf
-        self._order = Order.SAFE if config.mode is Mode.CONSISTENT else Order.AGREED
 
     # --------------------------------------------------------------------------------------------------- accepting
 
@@ -323,91 +318,6 @@ class Circulation(Leases):
         if self.view is not None and len(self.view.members) == 1:
             lease = now + self.timers.failure_after * DRIFT_MARGIN
             self.effects.append(TokenVisit(self.token.hop if self.token else 0, lease, 1))
-
-    def _expel(self, token: Token) -> None:
-        """Ask members that are no longer eligible to go: each takes itself off the list, and ends its lease with it.
-
-        One that has had the token since then and is still there does not listen: it is removed.
-        """
-        strangers = [m for m in token.members if m.id != self.local and m.id not in self.eligible]
-        deaf = [m.id for m in strangers if m.flags & STRUCK and m.last_hop > self._struck.get(m.id, token.hop)]
-        self._struck = {m.id: self._struck.get(m.id, token.hop) for m in strangers if m.flags & STRUCK}
-        for member in strangers:
-            if not member.flags & STRUCK:
-                self.trace(Reason.NOT_ELIGIBLE, member.id)
-                member.flags |= STRUCK
-                self._struck[member.id] = token.hop
-                token.hasten()
-        for node in deaf:
-            self.trace(Reason.STAYED_ON, node)
-            self._remove(token, node)
-        if deaf:
-            self.propose()
-
-    def _must_go(self, token: Token, own: Member) -> bool:
-        """Has this node been asked to go? If nobody is left of those who asked, it stays."""
-        if not own.flags & STRUCK:
-            return False
-        if len(token.members) == 1:
-            own.flags &= ~STRUCK
-            return False
-        self.trace(Reason.NOT_ELIGIBLE, self.local)
-        self.leaving = True
-        return True
-
-    def _invite(self, now: float, token: Token) -> None:
-        invited = False
-        for newcomer in self.discovery.take(now):
-            present = token.member(newcomer.node)
-            known = present is not None and present.incarnation == newcomer.incarnation and not present.flags & JOINER
-            if known or newcomer.node not in self.eligible or len(token.members) >= MEMBERS_MAX:
-                continue
-            self.trace(Reason.PEER_INVITED, newcomer.node)
-            if present is not None:
-                self._remove(token, newcomer.node)
-            token.invite(self.local, newcomer.node, newcomer.incarnation, newcomer.view_number)
-            invited = True
-        if invited:
-            self.propose()
-
-    def _load(self, token: Token) -> None:
-        if not self.outbox:
-            return
-        if self.outbox.urgent:
-            token.hasten()
-        parcels = []
-        for load in self.outbox.take(TOKEN_BYTES_MAX - token.payload_bytes()):
-            parcel = token.append(self.local, load.channel, load.order, load.messages, load.body)
-            parcels.append(parcel)
-            if load.tags:
-                self._inflight[parcel.position] = load.tags
-        self.stream.take(parcels)
-
-    def _step_out(self, token: Token) -> None:
-        self.trace(Reason.LEFT_RING, 0)
-        self.revoke_lease()
-        self._remove(token, self.local)
-        if token.members:
-            self.propose()
-
-    def _remove(self, token: Token, node: int) -> None:
-        before = token.parcels[:]
-        token.remove(node)
-        self.stream.take([new for old, new in zip(before, token.parcels, strict=True) if new is not old])
-
-    def propose(self) -> None:
-        """Put a view of the present members onto the token."""
-        token = self.token
-        assert token is not None
-        token.view_number = max(token.view_number, self.view_number)
-        parcel = token.propose(self.local, self._order, self.config.serving(len(token.members)))
-        self.trace(Reason.VIEW_PROPOSED, 0, token)
-        self._take([parcel])
-
-    @property
-    def leaving_done(self) -> bool:
-        """This node has taken itself off the list and only sees to it that the token gets away."""
-        return self.leaving and self.token is not None and self.token.member(self.local) is None
 
     # ----------------------------------------------------------------------------------------------------- merging
 

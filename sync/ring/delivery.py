@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a node gives out: messages in order, views, outcomes of its own requests.
 
-The lowest of the ring's layers (delivery, leases, circulation, regeneration): each is a class that extends the one
-below, because all of them are about the one token this node has or waits for.
+The lowest of the ring's layers (delivery, leases, holding, circulation, regeneration): each is a class that extends the
+one below, because all of them are about the one token this node has or waits for.
 """
 
 from __future__ import annotations
