@@ -117,7 +117,9 @@ class ClusterState:
         """The state that decisions are made from."""
         view = self.view
         facts = {
-            node: replace(fact, standing=int(Standing.JOINING)) if node in self._stale_facts else fact
+            node: replace(fact, standing=max(fact.standing, int(Standing.JOINING)))
+            if node in self._stale_facts
+            else fact
             for node, fact in self.facts.items()
         }
         return Cluster(

@@ -7,21 +7,24 @@ from typing import Any
 
 def why_unheld(segment: str, gateways: Iterable[Mapping[str, Any]]) -> str:
     """In words, for an address on a segment; `gateways` as `nodes` shows them. Empty if one could take it."""
-    lacks = {str(gateway["name"]): _lack(segment, gateway) for gateway in gateways}
-    if not all(lacks.values()):
+    by_lack: dict[str, list[str]] = {}
+    for gateway in gateways:
+        by_lack.setdefault(_lack(segment, gateway), []).append(str(gateway["name"]))
+    if "" in by_lack:
         return ""
-    if set(lacks.values()) == {_no_link(segment)}:
+    if by_lack.keys() == {_no_link(segment)}:
         return f"no gateway has a link that is up on segment {segment}: is it the `segment` of an `[[interface]]`?"
-    return f"no gateway can hold it: {'; '.join(f'{name} {lack}' for name, lack in lacks.items())}"
+    lacking = "; ".join(f"{', '.join(names)} {lack}" for lack, names in by_lack.items())
+    return f"no gateway can hold it: {lacking}"
 
 
 def _lack(segment: str, gateway: Mapping[str, Any]) -> str:
     state = str(gateway["state"])
     if state in ("gone", "out_of_service"):
-        reason = f": {gateway['reason']}" if gateway.get("reason") else ""
-        return f"is {state.replace('_', ' ')}{reason}"
+        reason = f" ({gateway['reason']})" if gateway.get("reason") else ""
+        return f"{state.replace('_', ' ')}{reason}"
     return "" if segment in gateway["segments"] else _no_link(segment)
 
 
 def _no_link(segment: str) -> str:
-    return f"has no link that is up on segment {segment}"
+    return f"without a link that is up on segment {segment}"

@@ -125,7 +125,9 @@ function drawAway(live) {
   const box = $('away');
   box.hidden = live || (state.status === null && state.away === null && state.lbd === null);
   if (live) return;
-  const why = state.away !== null ? `No connection: ${state.away}. Trying again …` : (state.lbd?.message ?? 'Waiting for the gateway …');
+  // What browsers say of a foreign host that does not answer, or not to this page, tells nobody what to look at.
+  const where = clusters.current && !state.heard ? ` Does ${clusters.current} answer, with a certificate this browser knows, and is ${location.origin} in its allow_origins?` : '';
+  const why = state.away !== null ? `No connection: ${state.away}.${where} Trying again …` : (state.lbd?.message ?? 'Waiting for the gateway …');
   const age = state.heard && state.away !== null ? ` What you see is ${Math.round((Date.now() - state.heard) / 1000)} s old.` : '';
   text(box, why + age);
 }

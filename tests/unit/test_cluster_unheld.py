@@ -21,8 +21,13 @@ CASES = [
             gateway("gw2", "impaired", "down: eth0", "dmz"),
             gateway("gw3", "gone", "not in the cluster's view"),
         ],
-        "no gateway can hold it: gw1 is out of service: required resource failed: uplink; "
-        "gw2 has no link that is up on segment lan; gw3 is gone: not in the cluster's view",
+        "no gateway can hold it: gw1 out of service (required resource failed: uplink); "
+        "gw2 without a link that is up on segment lan; gw3 gone (not in the cluster's view)",
+    ),
+    (
+        "all lack the same",
+        [gateway(name, "out_of_service", "required resource failed: uplink", "lan") for name in ("gw1", "gw2")],
+        "no gateway can hold it: gw1, gw2 out of service (required resource failed: uplink)",
     ),
     (
         "a segment that nobody knows",

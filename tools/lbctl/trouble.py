@@ -20,9 +20,13 @@ def troubles(nodes: Rows, vips: Rows, services: Rows, backends: Rows) -> list[st
 
 
 def _of_vips(vips: Rows) -> Iterator[str]:
+    unheld: dict[str, list[str]] = {}
     for row in vips:
         if not row.get("owner"):
-            yield f"VIP {row['address']} is held by nobody: {row.get('reason') or 'see'} (lbctl vips)"
+            unheld.setdefault(row.get("reason") or "see", []).append(row["address"])
+    for reason, addresses in unheld.items():
+        subject = f"VIP {addresses[0]} is" if len(addresses) == 1 else f"VIPs {', '.join(addresses)} are"
+        yield f"{subject} held by nobody: {reason} (lbctl vips)"
 
 
 def _is_dead(service: Mapping[str, Any]) -> bool:

@@ -16,6 +16,8 @@ NO_FLAGS = ServiceFlag(0)
 SELF, BY_MAC, BY_TUNNEL, GONE = 1, 2, 3, 4
 TABLE_SLOTS = 257
 STEERING_SLOTS = layout.TABLE_SLOTS_DEFAULT
+# Destination, the interface it leaves by ("": the kernel keeps it), MAC address of the next hop (None: not resolved).
+Route = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, str, bytes | None]
 
 
 def packed(address: str) -> bytes:
@@ -73,8 +75,8 @@ class World:
     peer_mac: dict[bytes, int]
     peer_address: dict[bytes, int]
     node_path: tuple[bytes, bytes]
-    # (egress, MAC of the next hop) for what the kernel's routing table answers; None: not resolved.
-    routes: list[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, str, bytes | None]]
+    # The kernel's routing table, longest prefix first.
+    routes: list[Route]
     route_source_mac: dict[str, bytes]
     route_mtu: dict[str, int]
     ifindex: dict[str, int]
@@ -138,6 +140,24 @@ def _services() -> list[Service]:
     return services
 
 
+def links_of(interface: str, router: bytes, four: str, six: str) -> list[Route]:
+    """An interface's networks: nobody but the router answers there, the kernel keeps what is for itself or for all."""
+    return [
+        (ipaddress.ip_network(network), egress, mac)
+        for network, egress, mac in (
+            (f"{four}.254/32", interface, router),
+            (f"{four}.0/32", "", None),
+            (f"{four}.1/32", "", None),
+            (f"{four}.255/32", "", None),
+            (f"{four}.0/24", interface, None),
+            (f"{six}::fe/128", interface, router),
+            (f"{six}::/128", "", None),
+            (f"{six}::1/128", "", None),
+            (f"{six}::/64", interface, None),
+        )
+    ]
+
+
 def make(rng: random.Random, ifindex: dict[str, int], route_source_mac: dict[str, bytes]) -> World:
     """The world of a run; `ifindex` of `wan` and `lan`, and their own MAC addresses."""
     services = {service.id: service for service in _services()}
@@ -148,6 +168,7 @@ def make(rng: random.Random, ifindex: dict[str, int], route_source_mac: dict[str
             # Some slots differ from an earlier table: connections there may live elsewhere.
             service.slots = [slot | (layout.SLOT_MOVED if rng.random() < 0.2 else 0) for slot in service.slots]
     held, vip = AddressFlag.VIP | AddressFlag.HELD, AddressFlag.VIP
+    own_end, peer_end = rng.choice((("172.16.0.1", "10.2.0.3"), ("fd00:99::1", "fd00:2::3")))
     world = World(
         seeds=(rng.getrandbits(64), rng.getrandbits(64)),
         flags=Setting.ANY_PORT | Setting.NAT | Setting.ROUTED | Setting.STEERING | Setting.RECORDS,
@@ -168,9 +189,9 @@ def make(rng: random.Random, ifindex: dict[str, int], route_source_mac: dict[str
         tunnel_source6=packed("fd00:99::1"),
         tunnel_vary6=0xFFFFFF,
         node_address={
-            SELF: packed(rng.choice(("172.16.0.1", "fd00:99::1"))),
+            SELF: packed(own_end),
             BY_MAC: packed("10.2.0.2"),
-            BY_TUNNEL: packed(rng.choice(("10.2.0.3", "fd00:2::3"))),
+            BY_TUNNEL: packed(peer_end),
             GONE: packed("10.2.0.4"),
         },
         members={SELF, BY_MAC, BY_TUNNEL},
@@ -181,6 +202,8 @@ def make(rng: random.Random, ifindex: dict[str, int], route_source_mac: dict[str
             (ipaddress.ip_network("10.2.0.99/32"), "lan", None),
             (ipaddress.ip_network("10.2.0.0/24"), "lan", b"\x02\xcc\x00\x00\x00\x02"),
             (ipaddress.ip_network("fd00:2::/64"), "lan", b"\x02\xcc\x00\x00\x00\x02"),
+            *links_of("wan", b"\x02\xcc\x00\x00\x00\x01", "10.1.0", "fd00:1"),
+            *links_of("lan", b"\x02\xcc\x00\x00\x00\x02", "10.20.0", "fd00:20"),
             (ipaddress.ip_network("0.0.0.0/0"), "wan", b"\x02\xcc\x00\x00\x00\x01"),
             (ipaddress.ip_network("::/0"), "wan", b"\x02\xcc\x00\x00\x00\x01"),
         ],
