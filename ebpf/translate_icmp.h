@@ -46,7 +46,8 @@ INLINE bool parse_quote(struct xdp_md *ctx, struct work *w)
     if (w->protocol != IPPROTO_TCP && w->protocol != IPPROTO_UDP)
         return false;
     ports = packet_at(ctx, w->inner_l4 & L4_OFFSET_MASK);
-    if ((void *)(ports + 2) > packet_end(ctx))
+    // What follows the IP packet in the frame is padding, not a quote.
+    if ((void *)(ports + 2) > packet_end(ctx) || w->inner_l4 + 2 * sizeof(*ports) > w->l3 + w->l3_length)
         return false;
     w->key.source_port = ports[1];
     w->key.destination_port = ports[0];

@@ -130,7 +130,7 @@ def parse_quote(packet: Packet) -> Quote | None:
             return None
         protocol, l4 = frame[l3 + 9], l3 + (frame[l3] & 15) * 4
         source, destination = MAPPED + frame[l3 + 12 : l3 + 16], MAPPED + frame[l3 + 16 : l3 + 20]
-    if protocol not in (TCP, UDP) or len(frame) < l4 + 4:
+    if protocol not in (TCP, UDP) or packet.end < l4 + 4:  # what follows the packet in the frame is padding
         return None
     return Quote(source, destination, protocol, u16(frame, l4), u16(frame, l4 + 2), l3, l4)
 
