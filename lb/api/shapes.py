@@ -109,6 +109,9 @@ class Node(Answer):
     config_version: int | None = None
     loop_lag_ms: float | None = None
     token_rate: float | None = Field(None, description="token visits per second")
+    token_turn_ms: float | None = Field(
+        None, description="longest time between two visits of the token in the last ten seconds"
+    )
     packets_per_s: float | None = None
     bits_per_s: float | None = None
     connections: int | None = None

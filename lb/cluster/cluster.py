@@ -36,7 +36,7 @@ from lb.cluster.resources import Resources, ResourceState
 from lb.cluster.ring_settings import ring_config
 from lb.cluster.shared_config import SharedStore
 from lb.cluster.state import ClusterState
-from lb.cluster.stats import ClusterStats, VipFigures
+from lb.cluster.stats import TURN_BUCKETS_S, ClusterStats, VipFigures
 from lb.cluster.steering import peering
 from lb.cluster.steering_task import SteeringTask
 from lb.cluster.traffic import TrafficExchange
@@ -116,6 +116,9 @@ class Cluster:
         self._takeover = gateway.metrics.histogram(
             "takeover_seconds", "From the view that excludes an owner to its VIP being announced here."
         )
+        self._turns = gateway.metrics.histogram(
+            "token_turn_seconds", "Time between two visits of the ring's token.", bounds=TURN_BUCKETS_S
+        )
         gateway.metrics.collect(self._collect)
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -157,7 +160,9 @@ class Cluster:
         self.traffic = TrafficExchange(
             self.node, self.ring, lambda: gateway.control.publish("traffic", {"kind": "traffic.wanted"})
         )
-        self.stats = ClusterStats(self.node, self.ring, engine.maps, self.resources, self._status, self._vip_figures)
+        self.stats = ClusterStats(
+            self.node, self.ring, engine.maps, self.resources, self._status, self._vip_figures, self._turns.observe
+        )
         self.store.attach(self.ring)
         self.store.on_change(self._config_changed)
         self._subscribe()

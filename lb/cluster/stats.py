@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,6 +21,10 @@ from sync.events import Deliver, TokenVisit
 
 CHANNEL_STATS = 19
 INTERVAL_S = 1.0
+# The token's longest turn is told for so many intervals.
+TURNS_KEPT = 10
+# Dense around what is taken for the death of a gateway, by default 40 ms.
+TURN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.1, 0.25, 0.5, 1.0)
 FRESH_S = 5.0
 SERVED_REASONS = [reason.number for reason in REASONS if reason.kind == "sent" or reason.name == "PASS_LOCAL"]
 
@@ -33,7 +38,10 @@ class VipFigures:
 
 
 class ClusterStats:
-    """`status()` gives what the daemon knows of this gateway, `vips()` its part in the VIPs; rates are added here."""
+    """`status()` gives what the daemon knows of this gateway, `vips()` its part in the VIPs; rates are added here.
+
+    `on_turn` is told how long each turn of the token took, in seconds.
+    """
 
     def __init__(
         self,
@@ -43,6 +51,7 @@ class ClusterStats:
         resources: Resources,
         status: Callable[[], dict[str, Any]],
         vips: Callable[[], VipFigures],
+        on_turn: Callable[[float], None],
     ) -> None:
         self._node = node
         self._ring = ring
@@ -50,8 +59,12 @@ class ClusterStats:
         self._resources = resources
         self._status = status
         self._vips = vips
+        self._on_turn = on_turn
         self._others: Reports[tuple[dict[str, Any], VipFigures]] = Reports(FRESH_S)
         self._visits = 0
+        self._visited_at = 0.0
+        self._turn_s = 0.0
+        self._turns_s: deque[float] = deque(maxlen=TURNS_KEPT)
         self._rates: dict[str, float] = {}
         ring.subscribe(CHANNEL_STATS, self._take)
         ring.on_token(self._count)
@@ -63,8 +76,11 @@ class ClusterStats:
             await asyncio.sleep(INTERVAL_S)
             now, visits_now, traffic_now = time.monotonic(), self._visits, self._traffic()
             passed = now - at
+            self._turns_s.append(self._turn_s)
+            self._turn_s = 0.0
             self._rates = {
                 "token_rate": (visits_now - visits) / passed,
+                "token_turn_ms": max(self._turns_s) * 1000,
                 "packets_per_s": (traffic_now[0] - traffic[0]) / passed,
                 "bits_per_s": (traffic_now[1] - traffic[1]) * 8 / passed,
             }
@@ -113,7 +129,13 @@ class ClusterStats:
             self._others.take(batch.origin, (told, VipFigures(rates, float(vips["lease_ms"]))))
 
     def _count(self, _visit: TokenVisit) -> None:
+        now = time.monotonic()
+        if self._visits:
+            turn_s = now - self._visited_at
+            self._turn_s = max(self._turn_s, turn_s)
+            self._on_turn(turn_s)
         self._visits += 1
+        self._visited_at = now
 
     def _traffic(self) -> tuple[int, int]:
         """Packets and bytes that this gateway has forwarded or served."""
