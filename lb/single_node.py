@@ -13,14 +13,15 @@ from lb.engine.packet_engine import FOREVER_NS
 from lb.events import Event
 from lb.gateway import Gateway
 from lb.network.announce import Announcer, Claim
-from lb.network.netlink import Link, Netlink, NetlinkError
+from lb.network.netlink import FOREVER, Link, Netlink, NetlinkError
+from lb.network.routes import RouteAnnouncer
 
 log = logging.getLogger("lb.vips")
 LEASE_FOREVER_NS = FOREVER_NS // 2
 
 
 class SingleNode:
-    """Puts the VIPs on the interfaces of their segments and answers for them without end."""
+    """Puts the VIPs on the interfaces of their segments and answers for them without end; routed ones are announced."""
 
     name = "vips"
 
@@ -29,6 +30,7 @@ class SingleNode:
         self._since: dict[str, float] = {}
         self._problems: dict[str, str] = {}
         self._announcer: Announcer | None = None
+        self._routes: RouteAnnouncer | None = None
         self._change = asyncio.Lock()
         gateway.control.register("vips", self._vips)
         gateway.control.register("nodes", self._nodes)
@@ -38,6 +40,9 @@ class SingleNode:
     async def start(self) -> None:
         self._announcer = Announcer(asyncio.get_running_loop(), self._conflict)
         self._gateway.engine.set_lease(LEASE_FOREVER_NS)
+        gateway = self._gateway
+        self._routes = RouteAnnouncer(gateway.node, gateway.driver.settled, lambda: True, gateway.report, FOREVER)
+        self._routes.start(vip.host for vip in gateway.store.current.routed_vips)
         self._gateway.store.on_change(self._changed)
         await self._take(EMPTY, self._gateway.store.current)
 
@@ -45,11 +50,15 @@ class SingleNode:
         """The addresses stay: packets go on while the daemon is away."""
         if self._announcer is not None:
             self._announcer.close()
+        if self._routes is not None:
+            if not planned:
+                await self._routes.leave(self._gateway.store.current.policy.withdrawal_ms / 1000)
+            await self._routes.close()
 
     def release(self) -> None:
         """Takes all VIPs off the interfaces, when the data path is taken out."""
         with Netlink() as netlink:
-            for vip in self._gateway.store.current.vips:
+            for vip in _on_segments(self._gateway.store.current):
                 self._off(netlink, _links(netlink), vip)
 
     def _changed(self, old: ClusterConfig, new: ClusterConfig) -> None:
@@ -58,19 +67,21 @@ class SingleNode:
     async def _take(self, old: ClusterConfig, new: ClusterConfig) -> None:
         async with self._change:
             await asyncio.to_thread(self._place, old, new)
-            held = [vip.host for vip in new.vips if vip.host not in self._problems]
+            held = [vip.host for vip in _on_segments(new) if vip.host not in self._problems]
             await asyncio.to_thread(self._gateway.engine.hold, held)
-            before = {vip.host for vip in old.vips}
-            self._announce([vip for vip in new.vips if vip.host in held and vip.host not in before])
+            before = {vip.host for vip in _on_segments(old)}
+            self._announce([vip for vip in _on_segments(new) if vip.host in held and vip.host not in before])
+            if self._routes is not None:
+                self._routes.want(frozenset(vip.host for vip in new.routed_vips))
 
     def _place(self, old: ClusterConfig, new: ClusterConfig) -> None:
         with Netlink() as netlink:
             links = _links(netlink)
             wanted = {(vip.address, vip.segment) for vip in new.vips}
-            for vip in old.vips:
+            for vip in _on_segments(old):
                 if (vip.address, vip.segment) not in wanted:
                     self._off(netlink, links, vip)
-            for vip in new.vips:
+            for vip in _on_segments(new):
                 self._on(netlink, links, vip)
 
     def _on(self, netlink: Netlink, links: dict[str, Link], vip: Vip) -> None:
@@ -123,10 +134,15 @@ class SingleNode:
 
     def _vip(self, vip: Vip) -> dict[str, Any]:
         problem = self._problems.get(vip.host)
+        if vip.is_routed and self._routes is not None:
+            problem = self._routes.problem
+        own = self._gateway.node.node.name
         return {
             "address": vip.address,
-            "segment": vip.segment,
-            "owner": None if problem else self._gateway.node.node.name,
+            "announce": vip.announce,
+            "segment": vip.segment or None,
+            "owner": None if problem or vip.is_routed else own,
+            "owners": [] if problem else [own],
             "since": self._since.get(vip.host),
             "reason": problem or "the only gateway",
             "lease_ms": None,
@@ -136,13 +152,18 @@ class SingleNode:
         }
 
     async def _nodes(self, _params: dict[str, Any], _caller: Caller) -> list[dict[str, Any]]:
-        return [{**self._gateway.node_status(), "in_view": True, "vip_count": len(self._since)}]
+        routed = self._routes.announced if self._routes is not None else ()
+        return [{**self._gateway.node_status(), "in_view": True, "vip_count": len(self._since) + len(routed)}]
 
     async def _refuse(self, _params: dict[str, Any], _caller: Caller) -> None:
         remedy = "a cluster needs [ring] in each gateway's node file"
         raise ControlError(
             "unavailable", "this gateway stands alone: there is no other to move anything to", remedy=remedy
         )
+
+
+def _on_segments(config: ClusterConfig) -> list[Vip]:
+    return [vip for vip in config.vips if not vip.is_routed]
 
 
 def _links(netlink: Netlink) -> dict[str, Link]:

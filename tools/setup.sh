@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 # What the product needs at run time, then what the lab, the tests and the benchmarks need.
 PACKAGES="python3 python3-venv python3-bpfcc linux-libc-dev libbpf1
   iproute2 nftables ethtool tcpdump curl wrk nginx-light haproxy iputils-ping gcc libc6-dev procps
-  keepalived conntrackd conntrack libnetfilter-conntrack-dev corosync libcpg-dev
+  bird2 keepalived conntrackd conntrack libnetfilter-conntrack-dev corosync libcpg-dev
   spin chromium prometheus systemd man-db"
 
 missing=""

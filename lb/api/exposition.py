@@ -114,12 +114,12 @@ def node_families(nodes: list[dict[str, Any]]) -> list[Metric]:
 
 
 def vip_families(vips: list[dict[str, Any]]) -> list[Metric]:
-    owner = GaugeMetricFamily("rainlb_vip_owner", "1 for the gateway that owns the VIP", labels=["vip", "node"])
+    owner = GaugeMetricFamily("rainlb_vip_owner", "1 for each gateway that owns the VIP", labels=["vip", "node"])
     owned = GaugeMetricFamily("rainlb_vip_owned", "1 if any gateway owns the VIP", labels=["vip"])
     for row in vips:
-        owned.add_metric([row["address"]], float(row.get("owner") is not None))
-        if row.get("owner"):
-            owner.add_metric([row["address"], row["owner"]], 1)
+        owned.add_metric([row["address"]], float(bool(row["owners"])))
+        for name in row["owners"]:
+            owner.add_metric([row["address"], name], 1)
     return [owner, owned]
 
 

@@ -123,12 +123,18 @@ class Node(Answer):
 
 class Vip(Answer):
     address: str = Field(description="with prefix length", examples=["10.0.1.100/24"])
-    segment: str | None = None
-    owner: str | None = Field(None, description="node that answers for it, null while nobody does")
+    announce: str = Field("arp", description="arp: one node at a time holds it; route: every node in service")
+    segment: str | None = Field(None, description="null if it is announced as a route")
+    owner: str | None = Field(
+        None, description="the one node that answers for it; null while nobody does, and for a route"
+    )
+    owners: list[str] = Field([], description="all nodes that hold it; for arp one at most")
     since: float | None = Field(None, description="when the owner took it")
     reason: str | None = Field(None, description="why it is where it is")
     lease_ms: float | None = Field(
-        None, description="rest of the owner's kernel lease: now if asked there, else as it told last (once a second)"
+        None,
+        description="rest of the owner's kernel lease: now if asked there, else as it told last (once a second); of a "
+        "route the shortest of its owners'",
     )
     packets_per_s: float | None = Field(None, description="to its services, on all gateways together, averaged")
     prefer: list[str] = []

@@ -34,6 +34,7 @@ from lb.cluster.planned_restart import GRACE_S, LEASE_S, Patience, forget_restar
 from lb.cluster.refusals import Refusals
 from lb.cluster.resources import Resources, ResourceState
 from lb.cluster.ring_settings import ring_config
+from lb.cluster.routed_vips import RoutedVips
 from lb.cluster.shared_config import SharedStore
 from lb.cluster.state import ClusterState
 from lb.cluster.stats import TURN_BUCKETS_S, ClusterStats, VipFigures
@@ -82,6 +83,7 @@ class Cluster:
         self.store = SharedStore(node.state_dir, tell=self.journal.tell_config)
         self.lease: KernelLease
         self.vips: VipManager
+        self.routed: RoutedVips
         self.own: OwnNode
         self.stats: ClusterStats
         self.traffic: TrafficExchange
@@ -151,9 +153,11 @@ class Cluster:
             engine.hold,
             self.own.links,
             self.journal.duplicate,
-            lambda: self.lease.until > time.monotonic(),
+            self.lease.runs,
         )
         self.vips.start(self.store.current, keep=keep)
+        self.routed = self.own.routed = RoutedVips(gateway, self.lease.runs, self.journal.tell)
+        self.routed.start(self.store.current)
         self.replication = Replication(gateway.node, engine.maps, self.ring, gateway.spawn, self._table_complete)
         self.own.replication = self.replication
         self._loads = LoadMeter(engine.maps, lambda: self.store.current, self._workers)
@@ -194,6 +198,8 @@ class Cluster:
 
     async def stop(self, planned: bool) -> None:
         """Leave the cluster: for a moment (`planned`: addresses stay, peers wait), or for good (addresses go first)."""
+        if not planned:
+            await self.routed.leave(self.store.current.policy.withdrawal_ms / 1000)
         self._stopping = self.own.stopping = True
         await self.resources.stop()
         with contextlib.suppress(TimeoutError, OutcomeUnknown, RequestRefused, MulticastFailed):
@@ -208,6 +214,7 @@ class Cluster:
         await self.replication.close()
         await self.store.close()
         await self.vips.close()
+        await self.routed.close()
         self._found_others()
         self.own.close()
         self._workers.shutdown(wait=True)
@@ -292,6 +299,8 @@ class Cluster:
         self._note_takeovers(hold - before)
         self.vips.member_macs |= frozenset(mac for fact in cluster.facts.values() for _, mac in fact.macs)
         self._patience.watch(state.restarting)
+        if not self._keeping() and not self._is_patient() and not self._stopping:
+            self.routed.follow(cluster, self.own.standing(), self.store.current)
         if self._writer.busy or self._is_patient():
             return
         now = time.time()
@@ -409,6 +418,7 @@ class Cluster:
             # At once, whatever the copy of the shared data is worth by now.
             self.lease.end()
             self.vips.want(frozenset())
+            self.routed.withdraw()
 
     def _has_left(self) -> bool:
         ring = self.gateway.node.ring

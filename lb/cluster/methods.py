@@ -17,13 +17,14 @@ from lb.cluster.ownership import (
     NOBODY,
     Holding,
     NodeFacts,
+    announcers,
     pack,
     reason_text,
     seat_of,
     transfer,
 )
 from lb.cluster.placement import Standing
-from lb.cluster.unheld import why_unheld
+from lb.cluster.unheld import why_unannounced, why_unheld
 from lb.configuration.model import Vip
 from lb.control import Caller, ControlError
 from lb.events import Event
@@ -74,10 +75,25 @@ async def _exchange_traffic(cluster: Cluster, params: Params, _caller: Caller) -
 async def _nodes(cluster: Cluster, _params: Params, _caller: Caller) -> list[dict[str, Any]]:
     view = cluster.state.view
     known = set(cluster.state.ids.values()) | (set(view.members) if view is not None else set())
-    return [_node_row(cluster, node) for node in sorted(known)]
+    routed = dict.fromkeys(_holders(cluster), len(cluster.store.current.routed_vips))
+    return [_node_row(cluster, node, routed.get(node, 0)) for node in sorted(known)]
 
 
-def _node_row(cluster: Cluster, node: int) -> dict[str, Any]:
+def _holders(cluster: Cluster) -> list[int]:
+    """The gateways that announce the routed VIPs."""
+    problems = _route_problems(cluster)
+    return [node for node in announcers(cluster.state.cluster(cluster.store.current)) if node not in problems]
+
+
+def _route_problems(cluster: Cluster) -> dict[int, str]:
+    """Why members that should announce the routed VIPs do not."""
+    view = cluster.state.view
+    members = view.members if view is not None else ()
+    told = {node: cluster.state.facts.get(node, NodeFacts()).route_problem for node in members}
+    return {node: problem for node, problem in told.items() if problem}
+
+
+def _node_row(cluster: Cluster, node: int, routed_count: int) -> dict[str, Any]:
     state, view = cluster.state, cluster.state.view
     member = view is not None and node in view.members
     facts = state.facts.get(node, NodeFacts())
@@ -93,7 +109,7 @@ def _node_row(cluster: Cluster, node: int) -> dict[str, Any]:
         "version": facts.version or None,
         "config_version": facts.config_version,
         "segments": list(facts.segments) if member else [],
-        "vip_count": sum(1 for holding in state.holdings.values() if holding.owner == node),
+        "vip_count": sum(1 for holding in state.holdings.values() if holding.owner == node) + routed_count,
     }
 
 
@@ -104,8 +120,33 @@ def _why_gone(cluster: Cluster, node: int) -> str:
 
 
 async def _vips(cluster: Cluster, params: Params, caller: Caller) -> list[dict[str, Any]]:
-    nodes = await _nodes(cluster, params, caller)
-    return [_vip_row(cluster, vip, nodes) for vip in cluster.store.current.vips]
+    nodes, vips = await _nodes(cluster, params, caller), cluster.store.current.vips
+    holders = _holders(cluster)
+    why = why_unannounced(
+        nodes, {cluster.state.name(node): f"cannot: {text}" for node, text in _route_problems(cluster).items()}
+    )
+    return [_routed_row(cluster, vip, holders, why) if vip.is_routed else _vip_row(cluster, vip, nodes) for vip in vips]
+
+
+def _routed_row(cluster: Cluster, vip: Vip, holders: list[int], why: str) -> dict[str, Any]:
+    leases = [cluster.stats.vips_of(node).lease_ms for node in holders]
+    return {
+        "address": vip.address,
+        "announce": vip.announce,
+        "segment": None,
+        "owner": None,
+        "owners": [cluster.state.name(node) for node in holders],
+        "since": None,
+        "reason": "announced as a route" + (f", but not everywhere: {why}" if why else "") if holders else why or None,
+        "lease_ms": min(leases, default=None),
+        "packets_per_s": round(cluster.state.loads.get(vip.host, 0.0), 1),
+        "prefer": [],
+        "pin": None,
+        "sticky": False,
+        "state": "held" if holders else "unplaced",
+        "goes_to": None,
+        "term": 0,
+    }
 
 
 def _vip_row(cluster: Cluster, vip: Vip, nodes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -114,10 +155,13 @@ def _vip_row(cluster: Cluster, vip: Vip, nodes: list[dict[str, Any]]) -> dict[st
     view = cluster.state.view
     there = view is not None and holding.owner in view.members
     state = "held" if holding.owner else "unplaced"
+    owner = cluster.state.name(holding.owner) if holding.owner else None
     return {
         "address": vip.address,
+        "announce": vip.announce,
         "segment": vip.segment,
-        "owner": cluster.state.name(holding.owner) if holding.owner else None,
+        "owner": owner,
+        "owners": [owner] if owner else [],
         "since": cluster.state.since.get(vip.host),
         "reason": _why(cluster, vip, holding, nodes) or None,
         "lease_ms": cluster.stats.vips_of(holding.owner).lease_ms if there else None,
@@ -146,7 +190,7 @@ def _why(cluster: Cluster, vip: Vip, holding: Holding, nodes: list[dict[str, Any
 
 
 async def _move(cluster: Cluster, params: Params, caller: Caller) -> dict[str, Any]:
-    vip, target = _vip(cluster, params), _node(cluster, params)
+    vip, target = _exclusive_vip(cluster, params), _node(cluster, params)
     name = cluster.state.name(target)
     _check_reachable(cluster, vip, target)
     if vip.pin and vip.pin != name:
@@ -168,7 +212,7 @@ async def _start_moving(cluster: Cluster, vip: Vip, target: int, reason: str, wh
 
 
 async def _pin(cluster: Cluster, params: Params, caller: Caller) -> dict[str, Any]:
-    vip = _vip(cluster, params)
+    vip = _exclusive_vip(cluster, params)
     if params.get("node") is None:
         owner = cluster.state.holdings.get(vip.host, Holding()).goes_to
         if owner == NOBODY:
@@ -182,13 +226,13 @@ async def _pin(cluster: Cluster, params: Params, caller: Caller) -> dict[str, An
 
 
 async def _unpin(cluster: Cluster, params: Params, caller: Caller) -> dict[str, Any]:
-    vip = _vip(cluster, params)
+    vip = _exclusive_vip(cluster, params)
     await _change_vip(cluster, vip, caller, pin="")
     return {"message": f"{vip.host} is not pinned"}
 
 
 async def _prefer(cluster: Cluster, params: Params, caller: Caller) -> dict[str, Any]:
-    vip, names = _vip(cluster, params), params.get("nodes")
+    vip, names = _exclusive_vip(cluster, params), params.get("nodes")
     if not isinstance(names, list) or len(names) > PREFER_MAX or not all(isinstance(name, str) for name in names):
         raise ControlError("bad_request", f"nodes must be a list of at most {PREFER_MAX} names", field="nodes")
     for name in names:
@@ -239,6 +283,16 @@ def _vip(cluster: Cluster, params: Params) -> Vip:
     if vip is None:
         known = ", ".join(each.host for each in cluster.store.current.vips) or "none"
         raise ControlError("not_found", f"there is no VIP {host}", field="address", remedy=f"there are: {known}")
+    return vip
+
+
+def _exclusive_vip(cluster: Cluster, params: Params) -> Vip:
+    """A VIP that one gateway holds at a time, so that it matters which."""
+    vip = _vip(cluster, params)
+    if vip.is_routed:
+        message = f"{vip.host} is announced as a route by every gateway in service"
+        remedy = "to keep it off one of them: lbctl node drain NODE"
+        raise ControlError("conflict", message, field="address", remedy=remedy)
     return vip
 
 

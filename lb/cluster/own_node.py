@@ -8,6 +8,7 @@ from lb import __version__
 from lb.cluster.ownership import NODE_PREFIX, NodeFacts, pack
 from lb.cluster.placement import Standing
 from lb.cluster.resources import Resources
+from lb.cluster.routed_vips import RoutedVips
 from lb.cluster.state import ClusterState
 from lb.cluster.steering import LocalLink, tunnel_end
 from lb.configuration.model import IpAddress
@@ -53,6 +54,7 @@ class OwnNode:
         self.links = LinkWatch(asyncio.get_running_loop(), self._segments, self._watch_links)
         self._up = self._up_now()
         self.replication: Replication | None = None
+        self.routed: RoutedVips | None = None
         self.stopping = False
         self.config_version = 0
 
@@ -99,6 +101,7 @@ class OwnNode:
             version=__version__,
             config_version=self.config_version,
             started_at=self._started_at,
+            route_problem=self.routed.problem if self.routed is not None else "",
         )
 
     def _tunnel_end(self) -> str:

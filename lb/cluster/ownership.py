@@ -56,6 +56,8 @@ class NodeFacts:
     version: str = ""
     config_version: int = 0
     started_at: float = 0.0
+    # Why it does not announce VIPs as routes although it should.
+    route_problem: str = ""
 
 
 _STANDINGS = frozenset(int(standing) for standing in Standing)
@@ -245,6 +247,29 @@ def steering_nodes(cluster: Cluster) -> list[int]:
     able = [seat for seat in seats(cluster) if seat.standing is not Standing.OUT]
     best = min((seat.standing for seat in able), default=Standing.OUT)
     return sorted(seat.node for seat in able if seat.standing is best)
+
+
+def announcers(cluster: Cluster) -> list[int]:
+    """The members that hold the VIPs announced as routes: all that are ready, else all of the best standing there is.
+
+    Never one whose connection table is not complete, which is soon the case: connections that routers send to it
+    meanwhile might not be known.
+    """
+    if not cluster.serving:
+        return []
+    able = [seat for seat in seats(cluster) if seat.standing not in (Standing.JOINING, Standing.OUT)]
+    best = min((seat.standing for seat in able), default=Standing.OUT)
+    return [seat.node for seat in able if seat.standing is best]
+
+
+def announces(cluster: Cluster, node: int, own: Standing) -> bool:
+    """Whether `node`, whose standing is `own` as it knows itself, is to announce VIPs as routes now.
+
+    The worse counts of that and of what the group's state says, which may be from before the node was away.
+    """
+    facts = cluster.facts.get(node, NodeFacts())
+    worse = replace(facts, standing=max(facts.standing, int(own)))
+    return node in announcers(replace(cluster, facts={**cluster.facts, node: worse}))
 
 
 def working_nodes(cluster: Cluster) -> list[int]:

@@ -116,6 +116,7 @@ class ClusterState:
     def cluster(self, config: ClusterConfig) -> Cluster:
         """The state that decisions are made from."""
         view = self.view
+        exclusive = (vip for vip in config.vips if not vip.is_routed)
         facts = {
             node: replace(fact, standing=max(fact.standing, int(Standing.JOINING)))
             if node in self._stale_facts
@@ -128,7 +129,7 @@ class ClusterState:
             facts=facts,
             drained=frozenset(self.drained),
             holdings=dict(self.holdings),
-            wishes=tuple(wish_of(vip, self.ids, weight(self.loads.get(vip.host, 0.0))) for vip in config.vips),
+            wishes=tuple(wish_of(vip, self.ids, weight(self.loads.get(vip.host, 0.0))) for vip in exclusive),
             policy=policy_of(config),
             excused=frozenset(self.restarting),
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why nobody holds an address: what each gateway lacks for it. Pure."""
+"""Why nobody holds an address, or not everybody announces it: what each gateway lacks for it. Pure."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,11 +18,24 @@ def why_unheld(segment: str, gateways: Iterable[Mapping[str, Any]]) -> str:
     return f"no gateway can hold it: {lacking}"
 
 
-def _lack(segment: str, gateway: Mapping[str, Any]) -> str:
+def why_unannounced(gateways: Iterable[Mapping[str, Any]], problems: Mapping[str, str]) -> str:
+    """In words, for addresses announced as routes: what keeps which gateway from it. `problems`: by gateway, what it
+    has met with while trying. Empty if nothing does."""
+    lacks = {str(gateway["name"]): problems.get(str(gateway["name"])) or _unfit(gateway) for gateway in gateways}
+    return "; ".join(f"{name} {lack}" for name, lack in lacks.items() if lack)
+
+
+def _unfit(gateway: Mapping[str, Any]) -> str:
     state = str(gateway["state"])
-    if state in ("gone", "out_of_service"):
-        reason = f" ({gateway['reason']})" if gateway.get("reason") else ""
-        return f"{state.replace('_', ' ')}{reason}"
+    if state == "in_service":
+        return ""
+    reason = f" ({gateway['reason']})" if gateway.get("reason") else ""
+    return f"{state.replace('_', ' ')}{reason}"
+
+
+def _lack(segment: str, gateway: Mapping[str, Any]) -> str:
+    if gateway["state"] in ("gone", "out_of_service"):
+        return _unfit(gateway)
     return "" if segment in gateway["segments"] else _no_link(segment)
 
 

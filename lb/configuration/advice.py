@@ -17,7 +17,8 @@ def advice(
     `networks`: by segment, those in which this gateway has an address of its own. `forwarding`: whether the kernel
     forwards packets of an IP version.
     """
-    found = [text for vip in config.vips if (text := _misplaced(vip, networks)) is not None]
+    on_segments = (vip for vip in config.vips if not vip.is_routed)
+    found = [text for vip in on_segments if (text := _misplaced(vip, networks)) is not None]
     for service in config.services:
         takers = [backend for backend in service.backends if backend.weight and not backend.drain]
         if service.forward != "local" and not takers:

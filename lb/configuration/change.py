@@ -167,7 +167,7 @@ def _shown(value: Any) -> Any:
 def summary(item: Any) -> str:
     """One line about a thing that appears or disappears as a whole."""
     if isinstance(item, Vip):
-        return f"{item.address} on {item.segment}"
+        return f"{item.address} announced as a route" if item.is_routed else f"{item.address} on {item.segment}"
     if isinstance(item, Service):
         port = item.port or "any"
         return f"{item.protocol} {item.address} port {port}, {item.forward}, {item.scheduler}"

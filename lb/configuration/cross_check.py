@@ -60,8 +60,28 @@ def _check_vip(vip: Vip) -> Iterator[Fault]:
         yield Fault(("address",), vip.address, "cannot be shared by gateways", allowed)
     elif network.version == 4 and network.prefixlen < 31 and ip in (network.network_address, network.broadcast_address):
         yield Fault(("address",), vip.address, "is the address of its network or of all hosts", f"a host of {network}")
+    yield from _check_routed(vip) if vip.is_routed else _check_on_segment(vip)
     if vip.pin and vip.prefer:
         yield Fault(("prefer",), list(vip.prefer), f"contradicts pin = {vip.pin!r}", "either pin or prefer")
+
+
+def _check_on_segment(vip: Vip) -> Iterator[Fault]:
+    if not vip.segment:
+        allowed = 'the name of a segment, or announce = "route"'
+        yield Fault(("segment",), vip.segment, "is needed", allowed)
+
+
+def _check_routed(vip: Vip) -> Iterator[Fault]:
+    network = ipaddress.ip_interface(vip.address).network
+    if network.prefixlen != network.max_prefixlen:
+        allowed = f"{vip.host}/{network.max_prefixlen}: routers learn the address alone"
+        yield Fault(("address",), vip.address, "is announced as a route and has a network", allowed)
+    # What says at which gateway a VIP is.
+    for name in ("segment", "prefer", "pin", "sticky"):
+        if value := getattr(vip, name):
+            problem = "has no meaning for a VIP that every gateway in service holds"
+            shown = list(value) if isinstance(value, tuple) else value
+            yield Fault((name,), shown, problem, f'no {name}, or announce = "arp"')
 
 
 def _check_service(service: Service, vips: set[str]) -> Iterator[Fault]:

@@ -36,6 +36,7 @@ DeathPolicy = Literal["reset", "rechoose"]
 HealthKind = Literal["tcp", "http", "https", "udp", "dns", "icmp", "script"]
 Reach = Literal["vip", "address"]
 RebalanceMode = Literal["off", "count", "load"]
+Announce = Literal["arp", "route"]
 
 
 def is_name(text: str) -> bool:
@@ -109,10 +110,20 @@ class Strict:
 
 @dataclass(frozen=True, slots=True)
 class Vip(Strict):
-    """`[[vip]]`: an address that belongs to the cluster and is held by one gateway at a time."""
+    """`[[vip]]`: an address that belongs to the cluster: on a segment one gateway holds it, as a route all of them."""
 
-    address: InterfaceAddress = described("The address and its prefix length on the segment, such as `10.0.1.100/24`.")
-    segment: Name = described("The segment (see `[[interface]]` in the node file) it lives on.")
+    address: InterfaceAddress = described(
+        "The address and its prefix length on the segment, such as `10.0.1.100/24`; as a route `/32` or `/128`."
+    )
+    segment: Name = described(
+        "The segment (see `[[interface]]` in the node file) it lives on: required, unless announced as a route.",
+        default="",
+    )
+    announce: Announce = described(
+        "`arp`: one gateway at a time holds it and answers ARP (IPv6: neighbour discovery) for it; `route`: every "
+        "gateway in service holds it, for a routing daemon (BIRD, FRR) to announce.",
+        default="arp",
+    )
     prefer: tuple[Name, ...] = described("Gateways that should hold it, best first, when they can.", default=())
     pin: str = described(
         "Held by this gateway whenever it can, by another one when it cannot; empty: anywhere.", default=""
@@ -122,6 +133,11 @@ class Vip(Strict):
     @property
     def ip(self) -> IpAddress:
         return ipaddress.ip_interface(self.address).ip
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether it is announced as a route, by every gateway in service."""
+        return self.announce == "route"
 
     @property
     def host(self) -> str:
@@ -272,6 +288,11 @@ class Policy(Strict):
     hold_after_move_s: Annotated[int, Ge(0), Le(86_400)] = described(
         "A VIP that has moved stays at least this long unless its gateway fails.", default=60
     )
+    withdrawal_ms: Annotated[int, Ge(0), Le(10_000)] = described(
+        "A gateway that is taken out goes on serving this long after it has withdrawn its routes, until no router "
+        "sends it packets any more.",
+        default=2000,
+    )
 
 
 Seconds = Annotated[int, Ge(1), Le(864_000)]
@@ -313,6 +334,11 @@ class ClusterConfig(Strict):
 
     def service(self, name: str) -> Service | None:
         return next((service for service in self.services if service.name == name), None)
+
+    @property
+    def routed_vips(self) -> tuple[Vip, ...]:
+        """The VIPs announced as routes."""
+        return tuple(vip for vip in self.vips if vip.is_routed)
 
     def vip(self, host: str) -> Vip | None:
         """The VIP with the address `host` (without prefix length)."""

@@ -132,6 +132,17 @@ class Engine(Strict):
 
 
 @dataclass(frozen=True, slots=True)
+class Routes(Strict):
+    """`[routes]`: where VIPs announced as routes are put for a routing daemon."""
+
+    interface: Annotated[str, Len(1, 15)] = described(
+        "The routing daemon announces the addresses it finds here: the loopback interface, or a dummy interface made "
+        "for them.",
+        default="lo",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig(Strict):
     """The node file."""
 
@@ -141,6 +152,7 @@ class NodeConfig(Strict):
     ring: Ring | None = described("The ring; absent: the gateway stands alone.", default=None)
     resources: Annotated[tuple[Resource, ...], Len(0, 64)] = described("What must work.", default=(), key="resource")
     engine: Engine = described("Sizes of the packet engine.", factory=Engine)
+    routes: Routes = described("Where VIPs announced as routes are put.", factory=Routes)
     api: dict[str, Any] = described("Access to the API, see docs/api.md.", factory=dict)
 
     @property

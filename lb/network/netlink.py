@@ -51,7 +51,8 @@ _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _IFA_F_NODAD = 0x02
-_FOREVER = 0xFFFFFFFF
+# A lifetime in seconds that does not end.
+FOREVER = 0xFFFFFFFF
 
 NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE = 0x02, 0x04, 0x08, 0x10
 NUD_FAILED, NUD_NOARP, NUD_PERMANENT = 0x20, 0x40, 0x80
@@ -181,15 +182,15 @@ def _family(address: IPv4Address | IPv6Address) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def _address_body(index: int, address: IPv4Address | IPv6Address, prefix: int) -> bytes:
+def _address_body(index: int, address: IPv4Address | IPv6Address, prefix: int, seconds: int = FOREVER) -> bytes:
     body = _ADDRESS.pack(_family(address), prefix, 0, 0, index)
     body += _attribute(_IFA_LOCAL, address.packed) + _attribute(_IFA_ADDRESS, address.packed)
     if address.version == 6:
         # No kernel duplicate detection: it would hold the address back for a second, in the middle of a takeover.
         body += _attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD))
-        # Deprecated from the start, so that the gateway's own traffic never leaves with a virtual source.
-        body += _attribute(_IFA_CACHEINFO, struct.pack("=IIII", 0, _FOREVER, 0, 0))
-    return body
+    # IPv6: deprecated from the start, so that the gateway's own traffic never leaves with a virtual source.
+    preferred = seconds if address.version == 4 else 0
+    return body + _attribute(_IFA_CACHEINFO, struct.pack("=IIII", preferred, seconds, 0, 0))
 
 
 def _local_route(address: IPv4Address | IPv6Address) -> bytes:
@@ -258,6 +259,12 @@ class Netlink:
                 raise
             return False
         return True
+
+    def lend_address(self, index: int, interface: IPv4Interface | IPv6Interface, seconds: int) -> None:
+        """Put an address on interface `index` that the kernel takes off again after that time, or prolong its stay."""
+        body = _address_body(index, interface.ip, interface.network.prefixlen, seconds)
+        flags = _NLM_F_CREATE | _NLM_F_REPLACE
+        self._request(_RTM_NEWADDR, flags, body, f"lend {interface} to interface {index}")
 
     def delete_address(self, index: int, interface: IPv4Interface | IPv6Interface) -> bool:
         """Take an address from interface `index`. False when it was not there (or the interface is gone)."""

@@ -135,7 +135,7 @@ function drawAway(live) {
 /** The worst of what is known, in words. */
 function judge() {
   const out = state.nodes.filter((node) => node.state !== 'in_service');
-  const homeless = state.vips.filter((vip) => !vip.owner);
+  const homeless = state.vips.filter((vip) => !vip.owners.length);
   const dead = state.services.filter((row) => row.backend_count && !row.backends_up);
   const down = state.backends.filter((row) => row.state === 'down');
   const alarms = state.counters.filter((row) => row.alarming && row.packets_per_s);
@@ -156,7 +156,7 @@ function drawHealth(live) {
 function drawTiles() {
   const sum = (rows, pick) => rows.reduce((total, row) => total + (pick(row) ?? 0), 0);
   const serving = state.nodes.filter((node) => node.state === 'in_service').length;
-  const owned = state.vips.filter((vip) => vip.owner).length;
+  const owned = state.vips.filter((vip) => vip.owners.length).length;
   const up = state.backends.filter((row) => row.state === 'up').length;
   const tiles = [
     ['Gateways', `${serving} / ${state.nodes.length}`, serving === state.nodes.length ? 'good' : 'some'],

@@ -9,6 +9,8 @@ import { openMenu } from './menu.js';
 
 const NOBODY = { name: '', state: 'nobody' };
 const DRAG_TYPE = 'text/x-vip';
+// Every gateway in service has it: there is nothing to move.
+const isRouted = (vip) => vip.announce === 'route';
 
 export class NodesView {
   #list;
@@ -33,7 +35,7 @@ export class NodesView {
     for (const vip of vips) {
       if (this.#moving.get(vip.address) === vip.owner) this.#moving.delete(vip.address);
     }
-    const homeless = vips.some((vip) => !vip.owner);
+    const homeless = vips.some((vip) => !vip.owners.length);
     const rows = homeless ? [...nodes, NOBODY] : nodes;
     reconcile(this.#list, rows, (node) => node.name, (node) => this.#card(node), (card, node) => this.#fill(card, node, history, own));
   }
@@ -69,7 +71,7 @@ export class NodesView {
     text(card.querySelector('h3'), nobody ? 'Held by nobody' : node.name);
     card.querySelector('.here').hidden = node.name !== own;
     text(card.querySelector('.state'), nobody ? '' : words(node.state));
-    const vips = this.#vips.filter((vip) => (vip.owner ?? '') === node.name);
+    const vips = this.#vips.filter((vip) => (nobody ? !vip.owners.length : vip.owners.includes(node.name)));
     const why = [...new Set(vips.map((vip) => vip.reason ?? ''))].filter(Boolean).join('; ');
     text(card.querySelector('.why'), nobody ? why : (node.state === 'in_service' ? '' : (node.reason ?? '')));
     card.querySelector('.more').hidden = nobody;
@@ -91,7 +93,7 @@ export class NodesView {
       document.body.classList.add('dragging');
     });
     button.addEventListener('dragend', () => document.body.classList.remove('dragging'));
-    button.addEventListener('click', () => this.#vipMenu(button, vip.address));
+    button.addEventListener('click', () => this.#vipMenu(button, vip.address, button.closest('.node').dataset.key));
     return h('li', {}, button);
   }
 
@@ -101,15 +103,20 @@ export class NodesView {
     button.classList.toggle('moving', Boolean(moving));
     text(button.querySelector('.address'), host(vip.address));
     text(button.querySelector('.marks'), (vip.pin ? '📌' : '') + (vip.prefer?.length ? '★' : ''));
-    text(button.querySelector('small'), moving ? `to ${moving} …` : `for ${since(vip.since)}`);
+    attribute(button, 'draggable', String(!isRouted(vip)));
+    text(button.querySelector('small'), moving ? `to ${moving} …` : isRouted(vip) ? 'as a route' : `for ${since(vip.since)}`);
     const marks = `${vip.pin ? `, pinned to ${vip.pin}` : ''}${vip.prefer?.length ? `, prefers ${vip.prefer.join(', ')}` : ''}`;
-    attribute(button, 'aria-label', `VIP ${host(vip.address)}, held by ${vip.owner ?? 'nobody'}${marks}`);
+    attribute(button, 'aria-label', `VIP ${host(vip.address)}, held by ${vip.owners.join(', ') || 'nobody'}${marks}`);
     attribute(button, 'title', `${vip.address}${vip.segment ? ` on ${vip.segment}` : ''}${marks}${vip.reason ? `\n${vip.reason}` : ''}`);
   }
 
-  #vipMenu(button, address) {
+  #vipMenu(button, address, holder) {
     const vip = this.#vips.find((row) => row.address === address);
     if (!vip) return;
+    if (isRouted(vip)) {
+      this.#nodeMenu(button, holder);
+      return;
+    }
     const others = this.#nodes.filter((node) => node.name !== vip.owner && node.state === 'in_service');
     const path = `/v1/vips/${host(address)}`;
     openMenu(button, `VIP ${host(address)}`, [

@@ -44,6 +44,9 @@ FORWARDING_SYSCTLS: dict[str, str | int] = {
     "ipv6/conf/all/forwarding": 1,
     "ipv4/conf/all/send_redirects": 0,
     "ipv4/conf/default/send_redirects": 0,
+    # Of several equal routes each connection takes one.
+    "ipv4/fib_multipath_hash_policy": 1,
+    "ipv6/fib_multipath_hash_policy": 1,
 }
 # A direct-return backend owns the VIP without ever answering for it.
 BACKEND_SYSCTLS: dict[str, str | int] = {

@@ -28,8 +28,9 @@ def reachable(lab: Lab, path: str, but: Iterable[str] = ()) -> Any:
 
 
 def owners(lab: Lab, but: Iterable[str] = ()) -> dict[str, str | None]:
-    """VIP (without prefix length) → name of the gateway that holds it, None while nobody does."""
-    return {row["address"].split("/")[0]: row["owner"] for row in reachable(lab, "/v1/vips", but)}
+    """VIP (without prefix length) → name of the gateway that holds it, None while nobody does; those on segments."""
+    rows = reachable(lab, "/v1/vips", but)
+    return {row["address"].split("/")[0]: row["owner"] for row in rows if row["announce"] != "route"}
 
 
 def owner(lab: Lab, vip: str, but: Iterable[str] = ()) -> str:

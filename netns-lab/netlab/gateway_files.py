@@ -72,7 +72,8 @@ def node_file(
 
 def _vip_table(vip: Vip) -> Iterator[str]:
     prefer = {"prefer": [vip.prefer]} if vip.prefer else {}
-    yield from _table("[[vip]]", address=vip.cidr, segment=vip.segment, **prefer)
+    place = {"segment": vip.segment} if vip.segment else {"announce": "route"}
+    yield from _table("[[vip]]", address=vip.cidr, **place, **prefer)
 
 
 def _service_tables(service: Service) -> Iterator[str]:

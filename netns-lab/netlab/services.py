@@ -7,6 +7,7 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
+from netlab import bird
 from netlab.topology import (
     CROSS_FAMILY_HTTP_PORT,
     FAMILIES,
@@ -105,6 +106,8 @@ def commands(directory: Path, topology: Topology) -> dict[str, tuple[Node, list[
             wanted[f"{node.name}/nginx"] = (node, nginx_command(directory, node))
         if node.role == "backend":
             wanted[f"{node.name}/endpoint"] = (node, endpoint_command(node))
+        if node.routing_as:
+            wanted[f"{node.name}/bird"] = (node, bird.command(directory, topology, node))
     return wanted
 
 

@@ -13,6 +13,7 @@ from netlab.topology import (
     MTU_DEFAULT,
     MTU_TUNNEL,
     PUSH_PORT,
+    TRANSLATED_HTTP_PORT,
     VIP_HOST,
     Family,
     Interface,
@@ -234,6 +235,57 @@ def _two_sites() -> Topology:
     )
 
 
+# Addresses that no segment has (RFC 5737, RFC 3849).
+ROUTED_VIPS: dict[Family, str] = {4: "198.51.100.7", 6: "2001:db8:100::7"}
+ROUTER_AS, GATEWAY_AS = 64500, 64501
+
+
+def _routed_vip_services(backends: tuple[Node, ...], segment: Segment) -> Iterator[Service]:
+    """Every way to forward, each on the VIPs announced as routes."""
+    kinds: tuple[tuple[str, int, Literal["tcp", "udp"], Literal["dsr", "tunnel", "nat"], int], ...] = (
+        ("http", HTTP_PORT, "tcp", "dsr", HTTP_PORT),
+        ("echo", ECHO_PORT, "udp", "dsr", ECHO_PORT),
+        ("tunnel", CROSS_FAMILY_HTTP_PORT, "tcp", "tunnel", CROSS_FAMILY_HTTP_PORT),
+        ("nat", TRANSLATED_HTTP_PORT, "tcp", "nat", HTTP_PORT),
+    )
+    for family, vip in ROUTED_VIPS.items():
+        for name, port, protocol, forward, backend_port in kinds:
+            targets = tuple(Target(b.name, b.address(segment.name, family), backend_port) for b in backends)
+            yield Service(f"{name}{family}", vip, port, protocol, forward, targets)
+        yield Service(f"local{family}", vip, LOCAL_HTTP_PORT, "tcp", "local")
+
+
+def _routed_ecmp() -> Topology:
+    """The router shares no segment with two gateways, and none with the backends."""
+    router_host = 254
+    outside, inside = Segment("outside", 1), Segment("inside", 5, MTU_TUNNEL)
+    uplinks = tuple(Segment(f"up{number}", number + 1) for number in (1, 2, 3))
+    client = Node("client", "client", (Interface("eth0", outside, 10),), _default_routes(outside, router_host))
+    ports = tuple(Interface(f"eth{n}", segment, router_host) for n, segment in enumerate((outside, *uplinks)))
+    gateways = tuple(
+        Node(
+            f"gw{number}",
+            "gateway",
+            (Interface("eth0", uplink, number), Interface("eth1", inside, number)),
+            _default_routes(uplink, router_host),
+            number=number,
+            routing_as=GATEWAY_AS,
+        )
+        for number, uplink in enumerate(uplinks, 1)
+    )
+    loopback = tuple(f"{vip}/{32 if family == 4 else 128}" for family, vip in ROUTED_VIPS.items())
+    backends = _backends(inside, 3, _default_routes(inside, VIP_HOST, MTU_DEFAULT), loopback, decapsulates=True)
+    return Topology(
+        "routed-ecmp",
+        "three gateways on three segments, each announces the VIPs to a router by BGP, which spreads over all",
+        (outside, *uplinks, inside),
+        (client, Node("r1", "router", ports, routing_as=ROUTER_AS), *gateways, *backends),
+        (*(Vip(cidr) for cidr in loopback), *_vips(inside)),
+        tuple(_routed_vip_services(backends, inside)),
+        ("inside",),
+    )
+
+
 TOPOLOGIES: dict[str, Topology] = {
     t.name: t
     for t in (
@@ -245,5 +297,6 @@ TOPOLOGIES: dict[str, Topology] = {
         _four_gateways_dual_link(),
         _redundant_switches(),
         _two_sites(),
+        _routed_ecmp(),
     )
 }

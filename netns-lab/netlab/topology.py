@@ -17,6 +17,7 @@ FAMILIES: tuple[Family, Family] = (4, 6)
 VIP_HOST = 100
 HTTP_PORT = 80
 LOCAL_HTTP_PORT = 8080
+TRANSLATED_HTTP_PORT = 8082
 CROSS_FAMILY_HTTP_PORT = 8081
 ECHO_PORT = 9000
 PUSH_PORT = 9001
@@ -83,7 +84,10 @@ class Route:
 
 @dataclass(frozen=True)
 class Node:
-    """One host. `loopback` addresses are owned but not answered for (ARP and ND), as a direct-return backend does."""
+    """One host. `loopback` addresses are owned but not answered for (ARP and ND), as a direct-return backend does.
+
+    `routing_as`: it runs a routing daemon that speaks BGP for that autonomous system; 0: it runs none.
+    """
 
     name: str
     role: Role
@@ -92,6 +96,7 @@ class Node:
     loopback: tuple[str, ...] = ()
     decapsulates: bool = False
     number: int = 0
+    routing_as: int = 0
 
     def address(self, segment: str, family: Family) -> str:
         for interface in self.interfaces:
@@ -102,8 +107,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Vip:
+    """An address on a segment; without one it is announced as a route."""
+
     cidr: str
-    segment: str
+    segment: str = ""
     prefer: str | None = None
 
     @property
@@ -165,7 +172,10 @@ class Topology:
         raise KeyError(f"no segment {name} in topology {self.name}; it has {', '.join(s.name for s in self.segments)}")
 
     def vip(self, family: Family, segment: str = "outside") -> str:
-        return self.segment(segment).address(VIP_HOST, family)
+        """The VIP on a segment; the clients' may be one that is announced as a route."""
+        routed = (vip.address for vip in self.vips if not vip.segment and (":" in vip.address) == (family == 6))
+        on_segment = self.segment(segment).address(VIP_HOST, family)
+        return next(routed, on_segment) if segment == "outside" else on_segment
 
     def ports(self, node: Node) -> Iterator[tuple[Interface, str, str]]:
         """(interface, switch, port name) of each cable of a node."""

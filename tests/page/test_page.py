@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.page.page_support import chromium, opened
-from tests.unit.api_support import TOKEN, RunningApi, running_api, tls_listener
+from tests.unit.api_support import NODES, TOKEN, RunningApi, running_api, tls_listener
 from tests.unit.test_api_http import fill_connections
 
 # On an idle machine 0.2 s.
@@ -81,6 +81,21 @@ def test_a_vip_is_moved_pinned_and_preferred_by_keyboard(browser: Browser, api: 
         page.get_by_role("menuitem", name="Prefer gw2").press("Enter")
         expect(page.get_by_role("button", name="prefers gw2")).to_be_visible()
         assert api.control.prefer["10.0.1.100"] == ["gw2"]
+
+
+def test_a_vip_announced_as_a_route_is_at_every_gateway(browser: Browser, api: RunningApi) -> None:
+    api.control.routed = ["198.51.100.7"]
+    with opened(browser, api) as page:
+        chips = {name: page.locator(card(page, name)).locator("button.vip", has_text="198.51.100.7") for name in NODES}
+        for chip in chips.values():
+            expect(chip).to_contain_text("as a route")
+            expect(chip).to_have_attribute("draggable", "false")
+        expect(page.locator("#health")).to_have_text("all is well")
+        # There is nothing to move: its menu is the gateway's.
+        chips["gw2"].press("Enter")
+        page.get_by_role("menuitem", name="Drain").press("Enter")
+        expect(chips["gw2"]).to_have_count(0)
+        assert api.control.drained == {"gw2"}
 
 
 def test_a_dying_gateway_is_seen_at_once(browser: Browser, api: RunningApi) -> None:

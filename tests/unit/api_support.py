@@ -50,6 +50,7 @@ class ControlDouble:
         self.version = 3
         self.callers: list[tuple[str, dict[str, Any]]] = []
         self.owner: dict[str, str | None] = {"10.0.1.100": "gw1", "2001:db8:1::100": "gw2"}
+        self.routed: list[str] = []
         self.pin: dict[str, str | None] = {}
         self.prefer: dict[str, list[str]] = {}
         self.drained: set[str] = set()
@@ -146,10 +147,19 @@ class ControlDouble:
         return [
             {
                 "address": f"{address}/{64 if ':' in address else 24}", "segment": "inside", "owner": owner,
+                "announce": "arp", "owners": [owner] if owner else [],
                 "since": self.started, "reason": "first in the ring", "lease_ms": 40.0,
                 "prefer": self.prefer.get(address, []), "pin": self.pin.get(address), "state": "held",
             }
             for address, owner in self.owner.items()
+        ] + [
+            {
+                "address": f"{address}/32", "announce": "route", "segment": None, "owner": None,
+                "owners": [name for name in NODES if name not in self.drained | self.gone],
+                "since": None, "reason": "announced as a route", "lease_ms": 40.0, "prefer": [], "pin": None,
+                "state": "held",
+            }
+            for address in self.routed
         ]  # fmt: skip
 
     def on_services(self) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ebpf.layout import CONNECTION, FLOW_KEY, State
-from lb.api.exposition import from_lbd
+from lb.api.exposition import from_lbd, vip_families
 from lb.metrics import SERIES_MAX, Registry
 from tests.unit.api_support import ROOT, RunningApi, running_api
 
@@ -143,3 +143,16 @@ def test_series_are_bounded_and_what_is_shed_is_counted() -> None:
     counter.forget("0")
     counter.add(1, "new")
     assert counter.value("new") == 1
+
+
+def test_every_gateway_that_holds_a_vip_is_counted() -> None:
+    rows = [
+        {"address": "10.0.1.100/24", "owners": ["gw1"]},
+        {"address": "198.51.100.7/32", "owners": ["gw1", "gw2"]},
+        {"address": "198.51.100.8/32", "owners": []},
+    ]
+    found = {tuple(s.labels.values()): s.value for family in vip_families(rows) for s in family.samples}
+    assert found == {
+        ("10.0.1.100/24", "gw1"): 1, ("198.51.100.7/32", "gw1"): 1, ("198.51.100.7/32", "gw2"): 1,
+        ("10.0.1.100/24",): 1, ("198.51.100.7/32",): 1, ("198.51.100.8/32",): 0,
+    }  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lb.cluster.unheld import why_unheld
+from lb.cluster.unheld import why_unannounced, why_unheld
 
 
 def gateway(name: str, state: str = "in_service", reason: str | None = None, *segments: str) -> dict[str, Any]:
@@ -40,3 +40,11 @@ CASES = [
 @pytest.mark.parametrize(("what", "gateways", "expected"), CASES, ids=[case[0] for case in CASES])
 def test_what_each_gateway_lacks(what: str, gateways: list[dict[str, Any]], expected: str) -> None:
     assert why_unheld("lan", gateways) == expected
+
+
+def test_what_keeps_gateways_from_announcing() -> None:
+    gateways = [gateway("gw1"), gateway("gw2", "draining", "drained by an operator"), gateway("gw3")]
+    problems = {"gw3": "cannot: there is no interface dummy9"}
+    said = "gw2 draining (drained by an operator); gw3 cannot: there is no interface dummy9"
+    assert why_unannounced(gateways, problems) == said
+    assert why_unannounced(gateways[:1], {}) == ""

@@ -27,6 +27,7 @@ CASES = [
     ("an IPv6 VIP where it belongs", vip("fd00:1::100/64"), None),
     ("a VIP on a segment this gateway is not on", vip("10.0.1.100/24", "nowhere"), "no interface on segment nowhere"),
     ("a VIP outside the networks of its segment", vip("10.9.0.100/24"), "outside the networks of segment outside"),
+    ("a VIP announced as a route", ClusterConfig(vips=(Vip("198.51.100.7/32", announce="route"),)), None),
     ("which names those", vip("10.9.0.100/24"), "here (10.0.1.0/24)"),
     ("a version the segment has not got", vip("fd00:2::100/64", "inside"), "(no IPv6 network)"),
     ("a service with a backend", service("dsr", BACKEND), None),

@@ -218,6 +218,22 @@ def test_vips_follow_the_configuration(lbd: Lbd, wire: Pair) -> None:
     eventually(lambda: lbd.call("vips")[0]["state"] == "unplaced")
 
 
+def test_a_vip_announced_as_a_route_stays_while_the_daemon_is_away_and_goes_with_the_path(lbd: Lbd, wire: Pair) -> None:
+    lbd.start()
+    routed = SERVICES.replace('10.9.0.100/24"\nsegment = "outside"', '10.9.0.100/32"\nannounce = "route"')
+    lbd.call("config.apply", text=f"{routed}\n[policy]\nwithdrawal_ms = 100\n")
+    eventually(lambda: "10.9.0.100/32" in _addresses(wire, "lo"))
+    (row,) = lbd.call("vips")
+    assert (row["owner"], row["owners"], row["segment"], row["state"]) == (None, ["gw1"], None, "held")
+    assert "10.9.0.100" not in _addresses(wire)
+    lbd.end(signal.SIGTERM)
+    assert "10.9.0.100/32 scope global lo\\       valid_lft forever" in _addresses(wire, "lo")
+    lbd.start()
+    lbd.call("config.apply", text=SERVICES)
+    eventually(lambda: "10.9.0.100" not in _addresses(wire, "lo"))
+    eventually(lambda: "10.9.0.100/24" in _addresses(wire))
+
+
 def test_path_taken_off_by_hand_is_put_back_and_told(lbd: Lbd, wire: Pair) -> None:
     lbd.start()
     off = ["nsenter", f"--net=/run/netns/{wire.left}", "ip", "link", "set", "dev", "wire", "xdpgeneric", "off"]
@@ -312,8 +328,8 @@ def test_removal_without_a_daemon(lbd: Lbd, wire: Pair) -> None:
     assert "10.9.0.100" not in _addresses(wire)
 
 
-def _addresses(wire: Pair) -> str:
-    command = ["nsenter", f"--net=/run/netns/{wire.left}", "ip", "-4", "-o", "addr", "show", "dev", "wire"]
+def _addresses(wire: Pair, interface: str = "wire") -> str:
+    command = ["nsenter", f"--net=/run/netns/{wire.left}", "ip", "-4", "-o", "addr", "show", "dev", interface]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

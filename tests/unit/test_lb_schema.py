@@ -77,6 +77,11 @@ def test_examples_of_the_documentation_are_valid(name: str) -> None:
     parse("cluster" if name.startswith("services") else "node", (EXAMPLES / name).read_text(), name)
 
 
+def test_a_vip_announced_as_a_route_needs_no_segment() -> None:
+    text = GOOD.replace('/24"\nsegment = "outside"', '/32"\nannounce = "route"')
+    assert parse("cluster", text, "f.toml").routed_vips == (Vip("10.0.1.100/32", announce="route"),)
+
+
 # A sentence, what replaces what in the good file, and the message.
 CLUSTER_FAULTS = [
     ("misspelt key", 'segment = "outside"', 'segmnt = "outside"', 'f.toml:4: vip[0].segmnt = "outside": unknown key (did you mean segment?)'),
@@ -98,6 +103,10 @@ CLUSTER_FAULTS = [
     ("any port translated", "port = 80\n", 'port = "any"\n', "the service takes any port and keeps it"),
     ("local with backends", '"nat"', '"local"', "a local service is served by the gateways; allowed: no backend"),
     ("backend that is a VIP", '"10.0.2.11"', '"10.0.1.100"', "is a VIP"),
+    ("no segment", 'segment = "outside"', "", 'vip[0].segment: is needed; allowed: the name of a segment, or announce = "route"'),
+    ("route with a segment", "/24", '/32"\nannounce = "route', 'vip[0].segment = "outside": has no meaning for a VIP that every gateway in service holds; allowed: no segment, or announce = "arp"'),
+    ("route with a network", '/24"\nsegment = "outside"', '/24"\nannounce = "route"', 'vip[0].address = "10.0.1.100/24": is announced as a route and has a network; allowed: 10.0.1.100/32'),
+    ("route with a place", '/24"\nsegment = "outside"', '/32"\nannounce = "route"\npin = "gw1"', 'vip[0].pin = "gw1": has no meaning'),
     ("not TOML", 'name = "web"', "name = web", "f.toml:7: syntax: Invalid value"),
 ]  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 from tools.lbctl.trouble import LINES_MAX, troubles
 
 NODE: dict[str, Any] = {"name": "gw1", "state": "in_service", "reason": None}
-VIP: dict[str, Any] = {"address": "10.0.1.100/24", "owner": "gw1", "reason": "nobody had it"}
+VIP: dict[str, Any] = {"address": "10.0.1.100/24", "owners": ["gw1"], "reason": "nobody had it"}
 SERVICE = {"name": "web", "backend_count": 2, "backends_up": 2}
 BACKEND = {"service": "web", "name": "b1", "state": "up", "reason": "status 200"}
 DOWN = BACKEND | {"state": "down", "reason": "no answer within 400 ms"}
@@ -16,7 +16,7 @@ DOWN = BACKEND | {"state": "down", "reason": "no answer within 400 ms"}
 CASES: list[tuple[dict[str, dict[str, Any]], list[str]]] = [
     ({}, []),
     (
-        {"vip": VIP | {"owner": None, "reason": "no gateway may hold it"}},
+        {"vip": VIP | {"owners": [], "reason": "no gateway may hold it"}},
         ["VIP 10.0.1.100/24 is held by nobody: no gateway may hold it (lbctl vips)"],
     ),
     (
@@ -45,13 +45,13 @@ def test_sentences(changed: dict[str, dict[str, Any]], sentences: list[str]) -> 
 
 
 def test_vips_that_nobody_holds_for_one_reason_are_one_trouble() -> None:
-    vips = [VIP | {"address": f"10.0.1.{host}/24", "owner": None, "reason": "no link"} for host in (1, 2)]
+    vips = [VIP | {"address": f"10.0.1.{host}/24", "owners": [], "reason": "no link"} for host in (1, 2)]
     assert troubles([NODE], vips, [], []) == ["VIPs 10.0.1.1/24, 10.0.1.2/24 are held by nobody: no link (lbctl vips)"]
 
 
 def test_the_worst_comes_first_and_the_list_has_an_end() -> None:
     backends = [DOWN | {"name": f"b{number}"} for number in range(20)]
-    found = troubles([NODE | {"state": "gone"}], [VIP | {"owner": None}], [SERVICE], backends)
+    found = troubles([NODE | {"state": "gone"}], [VIP | {"owners": []}], [SERVICE], backends)
     assert found[0].startswith("VIP")
     assert found[1].startswith("gateway")
     assert len(found) == LINES_MAX + 1

@@ -45,7 +45,7 @@ NODE_COLUMNS = (
 VIP_COLUMNS = (
     Column("VIP", plain("address")),
     Column("SEGMENT", plain("segment")),
-    Column("OWNER", plain("owner", "[red]nobody[/]")),
+    Column("OWNER", plain("owners", "[red]nobody[/]")),
     Column("SINCE", age("since")),
     Column("LEASE MS", fixed("lease_ms", 0), right=True),
     Column("PACKETS/S", number("packets_per_s"), right=True),

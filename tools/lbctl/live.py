@@ -42,11 +42,15 @@ def _subject(topic: str, row: dict[str, Any]) -> str:
     return f"VIP {row['address']}" if topic == "vips" else f"node {row['name']}"
 
 
+def _watched(topic: str, row: dict[str, Any]) -> Any:
+    return (", ".join(row["owners"]) or "nobody") if topic == "vips" else row.get(WATCHED[topic])
+
+
 def differences(topic: str, before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
     """What changed between two states of a topic, in words."""
     field = WATCHED[topic]
-    old = {_subject(topic, row): row.get(field) for row in before}
-    new = {_subject(topic, row): row.get(field) for row in now}
+    old = {_subject(topic, row): _watched(topic, row) for row in before}
+    new = {_subject(topic, row): _watched(topic, row) for row in now}
     lines = [f"{name} is gone from the list" for name in old.keys() - new.keys()]
     lines += [f"{name} is new: {field} {value}" for name, value in new.items() if name not in old]
     lines += [f"{n}: {field} {old[n]} → {v}" for n, v in new.items() if n in old and old[n] != v]

@@ -38,6 +38,7 @@ REPORT_COMMANDS = (
     ("systemctl", "status", "lbd", "lb-api", "--no-pager"),
 )
 COMMAND_TIMEOUT_S = 10
+ROUTING_CHECK = "routing daemon"
 SECRET_NAME = re.compile(r"secret|password|token|private|(^|_)key$|credential|authorization", re.IGNORECASE)
 SECRET_LINE = re.compile(r"(?i)\b((?:authorization|password|secret|token|bearer)\b\s*[:= ]\s*)(?:bearer\s+)?\S+")
 CHECK_COLUMNS = (
@@ -110,13 +111,23 @@ def cluster_checks() -> list[dict[str, Any]]:
     return [{"name": "cluster", "ok": not found, "required": False, "detail": text} for text in told]
 
 
+def routing_checks() -> list[dict[str, Any]]:
+    """What only a running gateway can tell: whether it needs a routing daemon, and has one."""
+    try:
+        checks = client().get("/v1/doctor")["checks"]
+    except ApiError:
+        return []
+    return [check for check in checks if check["name"] == ROUTING_CHECK]
+
+
 def doctor(
     interface: Annotated[list[str] | None, typer.Option("--interface", "-i", help="Interfaces to look at.")] = None,
     as_json: Json = False,
 ) -> None:
     """What this host can do for rainlb, what is missing, and how to get it. Needs no daemon; with one, also what is
     wrong in the cluster."""
-    checks = host_checks(interface or network_interfaces()) + process_checks() + pin_checks() + cluster_checks()
+    checks = host_checks(interface or network_interfaces()) + process_checks() + pin_checks()
+    checks += routing_checks() + cluster_checks()
     sound = all(check["ok"] or not check["required"] for check in checks)
     if as_json:
         print_json({"ok": sound, "checks": checks})

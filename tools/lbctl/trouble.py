@@ -22,7 +22,7 @@ def troubles(nodes: Rows, vips: Rows, services: Rows, backends: Rows) -> list[st
 def _of_vips(vips: Rows) -> Iterator[str]:
     unheld: dict[str, list[str]] = {}
     for row in vips:
-        if not row.get("owner"):
+        if not row["owners"]:
             unheld.setdefault(row.get("reason") or "see", []).append(row["address"])
     for reason, addresses in unheld.items():
         subject = f"VIP {addresses[0]} is" if len(addresses) == 1 else f"VIPs {', '.join(addresses)} are"
