@@ -23,6 +23,8 @@ from pathlib import Path
 
 KERNEL_NEEDED = (5, 15)
 UAPI_HEADER = Path("/usr/include/linux/bpf.h")
+CLOCK_OFFSETS = Path("/proc/self/timens_offsets")
+CLOCK_REMEDY = "run lbd outside of the time namespace it is in: leases are counted on the kernel's clock"
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_GDRVINFO = 3
 _DRVINFO_BYTES = 196
@@ -41,7 +43,7 @@ class Check:
 
 def probe(interfaces: Sequence[str] = ()) -> list[Check]:
     """Every check, most basic first; ``interfaces`` are those the gateway is to use."""
-    tried = [_guarded(check) for check in (_root, _kernel, _libbpf, _bcc, _headers)]
+    tried = [_guarded(check) for check in (_root, _kernel, _clock, _libbpf, _bcc, _headers)]
     if all(check.ok for check in tried if check.name in ("privileges", "libbpf")):
         tried += [_guarded(check) for check in (_maps, _batches, _ring_buffer, _bpffs)]
     return tried + [_guarded(functools.partial(_interface, name)) for name in interfaces]
@@ -73,6 +75,21 @@ def _kernel() -> Check:
     new_enough = kernel_version(release) >= KERNEL_NEEDED
     remedy = None if new_enough else "Linux 5.15 or newer is needed: Debian 12, Ubuntu 22.04 or later"
     return Check("kernel", new_enough, True, release, remedy)
+
+
+def clock_offset_s() -> int:
+    """How far this process's monotonic clock is off the kernel's, in seconds; see time_namespaces(7)."""
+    try:
+        rows = [line.split() for line in CLOCK_OFFSETS.read_text().splitlines()]
+    except FileNotFoundError:
+        return 0
+    return next((int(row[1]) for row in rows if row[0] == "monotonic"), 0)
+
+
+def _clock() -> Check:
+    offset = clock_offset_s()
+    detail = f"monotonic clock {offset} s off the kernel's" if offset else "the kernel's"
+    return Check("clock", not offset, True, detail, CLOCK_REMEDY if offset else None)
 
 
 def _libbpf() -> Check:

@@ -17,10 +17,8 @@ from lb.api.sampler import Sample
 from lb.control import ControlError
 from lb.control.client import ControlClient
 
-FIELDS = (
-    *("packets", "bytes", "connections_new", "connections_active"),
-    *("packets_per_s", "bits_per_s", "connections_new_per_s"),
-)
+COUNTS = ("packets", "bytes", "connections_new", "connections_active", "refused", "unreachable")
+FIELDS = (*COUNTS, "packets_per_s", "bits_per_s", "connections_new_per_s")
 KINDS = ("services", "backends")
 ROWS_MAX = 2048
 EXCHANGE_INTERVAL_S = 0.5
@@ -66,7 +64,7 @@ def summed(own: Mapping[str, Any], others: Sequence[Row]) -> dict[str, Any]:
     for index, name in enumerate(FIELDS):
         known = [value for value in (own[name], *(row[index] for row in others)) if value is not None]
         total[name] = sum(known) if known else None
-        if name in ("packets", "bytes", "connections_new", "connections_active"):
+        if name in COUNTS:
             total[name] = int(total[name] or 0)
     return total
 

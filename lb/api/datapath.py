@@ -19,6 +19,8 @@ class Traffic:
     bytes: int = 0
     connections_new: int = 0
     connections_active: int = 0
+    refused: int = 0
+    unreachable: int = 0
 
 
 @dataclass(frozen=True)

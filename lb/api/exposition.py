@@ -24,6 +24,8 @@ TRAFFIC_COUNTERS = (
     ("packets", "packets", "Packets forwarded"),
     ("bytes", "bytes", "Bytes forwarded"),
     ("connections", "connections_new", "Connections accepted"),
+    ("refused", "refused", "Connections that a backend refused at once (nat)"),
+    ("unreachable", "unreachable", "ICMP errors that said unreachable about a backend (nat, tunnel)"),
 )
 
 

@@ -63,6 +63,10 @@ def monotonic_s() -> int:
     return int(time.monotonic())
 
 
+# What the packet path counts per target and people see.
+COUNTED = ("packets", "bytes", "opened", "refused", "unreachable")
+
+
 class PinnedDataPath:
     """Implements lb.api.datapath.DataPath over the pins below directory."""
 
@@ -82,7 +86,7 @@ class PinnedDataPath:
             owners = maps.targets.dump()[1]["service"]
             reasons = maps.reason_counters.dump()[1]
             open_now = self._open_connections(maps)
-        per_target = {name: targets[name].sum(axis=1) for name in ("packets", "bytes", "opened")}
+        per_target = {name: targets[name].sum(axis=1) for name in COUNTED}
         per_target["active"] = open_now.by_target
         return Counters(
             services=_service_traffic(per_target, owners, services["opened"].sum(axis=1), open_now.by_service),
@@ -179,12 +183,13 @@ def _look_up(table: Map, position: Any, entries: int) -> tuple[Any, Any, Any, bo
 
 
 def _target_traffic(per_target: dict[str, Any]) -> dict[int, Traffic]:
-    used = np.flatnonzero(per_target["packets"] + per_target["opened"] + per_target["active"].astype(np.uint64))
+    used = np.flatnonzero(sum(per_target[name] for name in COUNTED) + per_target["active"].astype(np.uint64))
     return {int(number): _traffic(per_target, number) for number in used}
 
 
 def _traffic(columns: dict[str, Any], number: Any) -> Traffic:
-    return Traffic(*(int(columns[name][number]) for name in ("packets", "bytes", "opened", "active")))
+    names = ("packets", "bytes", "opened", "active", "refused", "unreachable")
+    return Traffic(*(int(columns[name][number]) for name in names))
 
 
 def _service_traffic(per_target: dict[str, Any], owners: Any, opened: Any, active: Any) -> dict[int, Traffic]:

@@ -83,6 +83,8 @@ def rates(now: Traffic, before: Traffic | None, elapsed_s: float) -> dict[str, A
         "bytes": now.bytes,
         "connections_new": now.connections_new,
         "connections_active": now.connections_active,
+        "refused": now.refused,
+        "unreachable": now.unreachable,
         "packets_per_s": per_second(now.packets, before.packets if before else None, elapsed_s),
         "bits_per_s": None if bytes_per_s is None else bytes_per_s * 8,
         "connections_new_per_s": per_second(now.connections_new, before.connections_new if before else None, elapsed_s),
@@ -96,6 +98,8 @@ def _sum(table: Mapping[int, Traffic]) -> Traffic:
         sum(row.bytes for row in rows),
         sum(row.connections_new for row in rows),
         sum(row.connections_active for row in rows),
+        sum(row.refused for row in rows),
+        sum(row.unreachable for row in rows),
     )
 
 

@@ -145,13 +145,16 @@ class Vip(Answer):
 class Traffic(Answer):
     """Counters since the data path was loaded; the rates are over the last second.
 
-    connections_active: open connections that this gateway handles.
+    connections_active: open connections that this gateway handles; refused: connections that backends refused at once
+    (`nat`); unreachable: ICMP errors that said so about backends (`nat`, `tunnel`).
     """
 
     packets: int = 0
     bytes: int = 0
     connections_new: int = 0
     connections_active: int = 0
+    refused: int = 0
+    unreachable: int = 0
     packets_per_s: float | None = None
     bits_per_s: float | None = None
     connections_new_per_s: float | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from ebpf import libbpf, loader, probe_path
 from ebpf.layout import AddressFlag
 from ebpf.maps import LayoutMismatchError, Maps, MapsMissingError
+from ebpf.probe import CLOCK_REMEDY, clock_offset_s
 from lb.configuration.model import IpAddress
 from lb.configuration.node import NodeConfig
 from lb.engine.packet_engine import read_addresses
@@ -29,6 +30,8 @@ class Attached:
 
 def open_path(node: NodeConfig) -> Maps:
     """The pinned maps of this node, made if they are missing. Raises loader.LoaderError, LayoutMismatchError."""
+    if clock_offset_s():
+        raise loader.LoaderError("clock", f"the monotonic clock is {clock_offset_s()} s off the kernel's", CLOCK_REMEDY)
     loader.ensure_bpffs(node.bpffs)
     sizes = {"connections": node.engine.connections_max, "half_open": node.engine.half_open_max}
     return loader.create_maps(node.pins / "maps", sizes)

@@ -34,13 +34,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield api.client().request("GET", "/metrics")[0]
 
 
+COUNTED = {"packets": 1000, "bytes": 64_000, "opened": 30, "closed": 10, "refused": 3, "unreachable": 2}
+
+
 def fill_counters(api: RunningApi) -> None:
     owner = api.maps.targets.get(2)
     counts = api.maps.target_counters.get(2)
     assert owner is not None
     assert counts is not None
     owner["service"] = 1
-    for name, value in {"packets": 1000, "bytes": 64_000, "opened": 30, "closed": 10}.items():
+    for name, value in COUNTED.items():
         counts[name][0] = value
     settings = api.maps.settings.get(0)
     assert settings is not None
@@ -66,6 +69,8 @@ def test_traffic_is_what_the_maps_count(page: str) -> None:
     assert found["rainlb_backend_packets_total", (("backend", "b2"), ("service", "web"))] == 1000
     assert found["rainlb_service_bytes_total", (("service", "web"),)] == 64_000
     assert found["rainlb_service_connections_active", (("service", "web"),)] == 20
+    assert found["rainlb_backend_refused_total", (("backend", "b2"), ("service", "web"))] == 3
+    assert found["rainlb_service_unreachable_total", (("service", "web"),)] == 2
     assert found["rainlb_backend_packets_total", (("backend", "b1"), ("service", "web"))] == 0
 
 

@@ -53,11 +53,19 @@ VIP_COLUMNS = (
     Column("PREFER", plain("prefer")),
     Column("WHY", plain("reason")),
 )
+
+
+def _refused(traffic: dict[str, Any]) -> str:
+    return f"{traffic.get('refused', 0) + traffic.get('unreachable', 0):,}"
+
+
 TRAFFIC_COLUMNS = (
     Column("PACKETS/S", within("cluster_traffic", number("packets_per_s")), right=True),
     Column("BIT/S", within("cluster_traffic", number("bits_per_s")), right=True),
     Column("NEW/S", within("cluster_traffic", number("connections_new_per_s")), right=True),
     Column("ACTIVE", within("cluster_traffic", whole("connections_active")), right=True),
+    # Since the data path was loaded: at once by the backend (nat), or by an ICMP error about it.
+    Column("REFUSED", within("cluster_traffic", _refused), right=True),
 )
 SERVICE_COLUMNS = (
     Column("SERVICE", plain("name")),
