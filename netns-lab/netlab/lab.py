@@ -31,7 +31,8 @@ LabMaker = Callable[..., "Lab"]
 # One word of a traffic program's command line.
 Argument = str | int | float
 
-READY_S = 30.0
+# A first start compiles the packet path, seconds of processor time for each gateway: on a busy machine that is long.
+READY_S = 90.0
 API_TIMEOUT_S = 20.0
 
 

@@ -19,6 +19,8 @@ FLOOD_SYNS = 1_000_000
 FORGERS = {"client": "outside", "b1": "inside"}
 FORGED_PER_S = 2_500
 JOIN_S_MAX = 40.0
+# The benchmark holds it against the detection budget, 40 ms; here other tests share the processors.
+TURN_S_MAX = 0.1
 
 
 def losses(lab: Lab, node: str, since: float) -> list[str]:
@@ -39,6 +41,7 @@ def test_a_gateway_joins_among_a_hundred_thousand_connections(whole: Lab) -> Non
     cluster.wait_for_members(whole, present)
     cluster.wait_for_owners(whole, present, but=[joiner])
     connections.make(whole, present, CONNECTIONS, vip, HTTP_PORT)
+    late = {node: cluster.late_turns(whole, node, TURN_S_MAX) for node in present}
     began, samples = time.time(), 0
     whole.start_daemon(joiner, wait=False)
     while (seen := cluster.state_of(whole, joiner, present[0])) != "in_service":
@@ -53,7 +56,8 @@ def test_a_gateway_joins_among_a_hundred_thousand_connections(whole: Lab) -> Non
     eventually(lambda: joiner in connections.sharing(whole, present[0]), 10, "the joiner has its share")
     assert connections.digest(whole, present[0])[0] >= CONNECTIONS
     eventually(lambda: connections.digest(whole, joiner) == connections.digest(whole, present[0]), 15)
-    # Nobody was taken for dead while the table travelled.
+    # The token came round in time and nobody was taken for dead while the table travelled.
+    assert {node: cluster.late_turns(whole, node, TURN_S_MAX) for node in present} == late
     assert losses(whole, present[0], began) == []
 
 
