@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ring on asyncio: sockets and clock around the sans-I/O core, and the API of a running node.
+"""The ring on asyncio: the API of a running node.
 
     async with Ring(config, listen=["10.0.0.1:7400"]) as ring:
         ring.subscribe(17, lambda batch: print(batch.origin, batch.payloads()))
@@ -15,25 +15,23 @@ How late the loop wakes up is measured (`stats()["loop_lag_…"]`).
 import asyncio
 import random
 import secrets
-import select
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import partial
-from math import ceil, inf
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from .config import RingConfig
 from .coordination import Coordination
 from .data import Data
+from .engine import Engine, Upper
+from .event_stream import EventStream, Message
 from .events import (
     CriticalResource,
-    Datagrams,
     Deliver,
     Direct,
     Done,
-    Effect,
     Eligible,
     Event,
     Leave,
@@ -45,17 +43,13 @@ from .events import (
     Refusal,
     Refused,
     Standing,
-    Timer,
     TokenVisit,
     Trace,
-    View,
     ViewChanged,
 )
-from .neighbours import Search
 from .node import Node
 from .paths import peer_paths as peer_paths
 from .request_desk import RequestDesk
-from .scheduling import LoopLag, Priority, set_scheduling, worker_pool
 from .shared import (
     CHANNEL,
     Answered,
@@ -69,14 +63,9 @@ from .shared import (
     SharedData,
     StandingChanged,
 )
-from .sockets import READ_MAX, Sockets, UdpLink, parse_address
-from .subscriptions import Subscriptions, log
-from .transport.effects import PeerConfig, Resolve, Transmit, TurnedAway
+from .transport.effects import PeerConfig, TurnedAway
 
-EVENTS_MAX = 1024  # per iterator; older ones are dropped and counted
 LEAVE_TIMEOUT_S = 0.5
-ALONE_AFTER_S = 0.002  # without a datagram: what comes then comes alone, an idle token mostly
-READS_BEFORE_TIMER_MAX = 64  # times READ_MAX datagrams per link
 INCARNATION_BITS = 62
 WORKERS_MAX = 8  # threads of the loop's default executor
 
@@ -89,24 +78,12 @@ class MulticastFailed(Exception):
         self.reason = reason
 
 
-class Message(NamedTuple):
-    """An ordered message on a channel nobody subscribed to, for the event iterator."""
-
-    channel: int
-    origin: int
-    position: int
-    payload: bytes
-
-
-RingEvent = View | Message | Complete | Replaced | LockLost | Left
-
-
 def new_incarnation() -> int:
     """A number this node has never used: the wall clock in microseconds, and random bits against a clock set back."""
     return ((time.time_ns() // 1000) << 11 | secrets.randbits(11)) % (1 << INCARNATION_BITS)
 
 
-class Ring(Subscriptions, Coordination):
+class Ring(EventStream, Coordination):
     """One node of a ring. Use as an asynchronous context manager; entering waits for the first view."""
 
     def __init__(
@@ -114,37 +91,20 @@ class Ring(Subscriptions, Coordination):
     ) -> None:
         """`workers`: threads of the executor that the loop gets; 0: it keeps its own, none of them below the ring."""
         super().__init__()
-        self._worker_count = workers
         self.config = config
-        self._listen = [parse_address(text) for text in listen]
-        self._scheduling = scheduling
         incarnation = new_incarnation()
         self._node = Node(config, incarnation=incarnation, rng=random.SystemRandom(), now=time.monotonic())
         self.shared = SharedData(config.node, incarnation)
         self._desk = self._coordinator = RequestDesk(self.shared, self)
         self.data = Data(self.shared, self._desk)
-        self.view: View | None = None
-        self._lag = LoopLag()
-        self._sockets: Sockets | None = None
-        self._effects: deque[Effect] = deque()
-        self._draining = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = inf
-        self._timer_due = inf
-        self._read_at = -inf
         self._shared_deadline = inf  # asked for again after whatever may have changed it
         self._next_tag = 1
         self._done: dict[int, asyncio.Future[int]] = {}  # multicasts and direct messages somebody waits for
         self._flush_scheduled = False
-        self._search = Search(self.counters)
         self._room: deque[asyncio.Future[None]] = deque()
         self._joined: asyncio.Event = asyncio.Event()
         self._left: asyncio.Event = asyncio.Event()
-        self._leaving = False
-        self._iterators: list[asyncio.Queue[RingEvent]] = []
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            Transmit: self._transmit,
-            Resolve: self._resolve,
+        handlers: dict[type, Callable[[Any], None]] = {
             Deliver: self._deliver,
             TokenVisit: self._token_visit,
             ViewChanged: self._view_changed,
@@ -154,6 +114,10 @@ class Ring(Subscriptions, Coordination):
             Left: self._has_left,
             Trace: lambda trace: self._call_all(self._on_trace, trace),
         }
+        upper = Upper(self._shared_tick, lambda: self._shared_deadline, self._flush_commands)
+        self._engine = Engine(
+            self._node, listen, upper, handlers, self.counters, scheduling=scheduling, workers=workers
+        )
         self._shared_handlers: dict[type, Callable[[Any], None]] = {
             MulticastCommand: self._desk.send,
             SendPeer: lambda e: self._step(Direct(self.next_tag(), e.node, CHANNEL, e.payload)),
@@ -182,29 +146,12 @@ class Ring(Subscriptions, Coordination):
     def start(self) -> None:
         """Open the sockets and begin. Raises OSError with the address that cannot be bound."""
         self._loop = asyncio.get_running_loop()
-        self._try_scheduling()
-        self._sockets = Sockets(self._listen)
-        # Links are watched through an epoll of our own: libuv stops watching a socket for good when an ICMP error
-        # makes it readable with POLLERR.
-        self._poll = select.epoll()
-        for link in self._sockets.links:
-            self._poll.register(link.fileno(), select.EPOLLIN)
-        self._loop.add_reader(self._poll.fileno(), self._readable)
-        self._step(Timer())
-
-    def _try_scheduling(self) -> None:
-        self._priority = Priority()
-        try:
-            set_scheduling(self._scheduling)
-        except PermissionError:
-            log.warning("no permission for scheduling %r: grant CAP_SYS_NICE or LimitRTPRIO", self._scheduling)
-        if self._worker_count:
-            self._loop.set_default_executor(worker_pool(self._scheduling, self._worker_count))
+        self._engine.start()
 
     async def leave(self) -> None:
         """Leave the ring in order, so that nobody has to detect our absence; gives up after LEAVE_TIMEOUT_S."""
         self._leaving = True
-        if self._sockets is None or self._left.is_set():
+        if not self._engine.running or self._left.is_set():
             return
         self._step(Leave())
         try:
@@ -214,15 +161,9 @@ class Ring(Subscriptions, Coordination):
 
     def close(self) -> None:
         """Close the sockets; to the others this node is dead, unless it has left. Pending requests are cancelled."""
-        if self._sockets is None:
+        if not self._engine.running:
             return
-        self._loop.remove_reader(self._poll.fileno())
-        self._poll.close()
-        self._sockets.close()
-        self._sockets = None
-        if self._timer is not None:
-            self._timer.cancel()
-        self._priority.restore()
+        self._engine.close()
         self._desk.cancel()
         pending: list[asyncio.Future[Any]] = [*self._done.values(), *self._room]
         for future in pending:
@@ -291,21 +232,6 @@ class Ring(Subscriptions, Coordination):
         """Wait until an offer that was refused may be worth another try."""
         await self._wait_for_room()
 
-    async def __aiter__(self) -> AsyncIterator[RingEvent]:
-        """Views, changes of the shared data's standing, lost locks, and messages on channels without a subscriber."""
-        events: asyncio.Queue[RingEvent] = asyncio.Queue(EVENTS_MAX)
-        self._iterators.append(events)
-        if self.view is not None:
-            events.put_nowait(self.view)
-        try:
-            while True:
-                event = await events.get()
-                yield event
-                if isinstance(event, Left) and self._leaving:
-                    return
-        finally:
-            self._iterators.remove(events)
-
     # --- for the request desk ----------------------------------------------------------------------------------------
 
     def now(self) -> float:
@@ -329,12 +255,10 @@ class Ring(Subscriptions, Coordination):
 
     def ask(self, request: Multicast | Direct) -> Refusal | None:
         """Feed a request; why it was refused at once, or None."""
-        effects = self._node.step(time.monotonic(), request)
-        refusal = next((e.reason for e in effects if type(e) is Refused and e.tag == request.tag), None)
-        self._effects.extend(effects)
-        if not self._draining:
-            self._drain()
-        return refusal
+        return next((e.reason for e in self._engine.step(request) if type(e) is Refused and e.tag == request.tag), None)
+
+    def _step(self, event: Event) -> None:
+        self._engine.step(event)
 
     # --- figures -----------------------------------------------------------------------------------------------------
 
@@ -342,108 +266,19 @@ class Ring(Subscriptions, Coordination):
         """Counters and gauges of all layers, by name."""
         figures: dict[str, float] = dict(self.counters)
         figures.update({f"shared_{name}": value for name, value in self.shared.counters.items()})
-        figures.update(self._lag.figures())
         figures["requests_open"] = len(self.shared.requests)
         figures["shared_items"] = len(self.shared.replica.items)
         figures["shared_bytes"] = self.shared.replica.items.value_bytes
         figures.update(self._node.counters)
         figures["queued_bytes"] = self._node.queued_bytes
-        for link in self._sockets.links if self._sockets is not None else []:
-            figures.update({f"link{link.index}_{name}": value for name, value in link.counts.items()})
+        figures.update(self._engine.figures())
         return figures
 
     def turned_away(self) -> dict[tuple[str, int], TurnedAway]:
         """Refused datagrams by reason (in `stats`: `transport_…`) and peer whose address they came from (0: nobody)."""
         return dict(self._node.transport.turned_away)
 
-    # --- the loop ----------------------------------------------------------------------------------------------------
-
-    def _readable(self) -> None:
-        if self._sockets is None:
-            return
-        links = self._sockets.links
-        last, self._read_at = self._read_at, time.monotonic()
-        if len(links) == 1 and self._read_at - last > ALONE_AFTER_S and self._read(links[0], 1):
-            return  # spares an idle ring two system calls; if there is more, or an error, the loop calls again
-        ready = dict(self._poll.poll(0))
-        for link in links:
-            events = ready.get(link.fileno(), 0)
-            if events & select.EPOLLIN:
-                self._read(link)
-            if events & select.EPOLLERR or link.icmp_pending:
-                for address in link.refused():
-                    self._node.transport.path_refused(link.index, address)
-
-    def _read(self, link: UdpLink, limit: int = READ_MAX) -> int:
-        """Take in what has arrived, then one step for all of it: one acknowledgement for a burst of bursts."""
-        count = link.read(partial(self._node.transport.receive, time.monotonic()), limit)
-        if count:
-            self._step(Datagrams(()))
-        return count
-
-    def _on_timer(self) -> None:
-        now = time.monotonic()
-        self._lag.add(now - self._timer_due)
-        self._timer, self._timer_at = None, inf
-        # A process that was stalled must see what has arrived before it judges who is late.
-        for link in self._sockets.links if self._sockets is not None else []:
-            for _ in range(READS_BEFORE_TIMER_MAX):
-                if self._read(link) < READ_MAX:
-                    break
-        self._shared_tick(time.monotonic())
-        self._step(Timer())
-
-    def _step(self, event: Event) -> None:
-        """Feed the core and carry out what it wants, in order also when a callback asks for more meanwhile."""
-        self._effects.extend(self._node.step(time.monotonic(), event))
-        if not self._draining:
-            self._drain()
-
-    def _drain(self) -> None:
-        self._draining = True
-        effects, handlers = self._effects, self._handlers
-        try:
-            while effects:
-                effect = effects.popleft()
-                handlers[type(effect)](effect)
-                if not effects:
-                    self._flush_commands()
-        finally:
-            self._draining = False
-        self._arm()
-
-    def _arm(self) -> None:
-        deadline = min(self._node.deadline(), self._shared_deadline)
-        if deadline == self._timer_at or self._sockets is None:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._timer_at = deadline
-        if deadline != inf:
-            now = time.monotonic()
-            # What is overdue may say so with minus infinity; it is late from now on.
-            self._timer_due = max(deadline, now)
-            # uvloop rounds to milliseconds; rounded down, the timer would fire early, again and again.
-            delay = ceil((self._timer_due - now) * 1000) / 1000
-            self._timer = self._loop.call_later(delay, self._on_timer)
-
-    def _publish(self, event: RingEvent) -> None:
-        for events in self._iterators:
-            if events.full():
-                events.get_nowait()
-                self.counters["events_dropped"] += 1
-            events.put_nowait(event)
-
     # --- effects of the ring -----------------------------------------------------------------------------------------
-
-    def _transmit(self, effect: Transmit) -> None:
-        if self._sockets is not None:
-            self._sockets.transmit(effect)
-
-    def _resolve(self, effect: Resolve) -> None:
-        if self._sockets is not None:
-            self._search.begin(self._loop, effect.address)  # type: ignore[arg-type]
 
     def _deliver(self, batch: Deliver) -> None:
         if batch.channel == CHANNEL:
@@ -523,16 +358,15 @@ class Ring(Subscriptions, Coordination):
             self._take_shared()
             self._flush_commands()
 
+    def _flush_commands(self) -> None:
+        if self._engine.running:
+            self._desk.flush()
+
     def _flush(self) -> None:
         self._flush_scheduled = False
         self._take_shared()
         self._flush_commands()
-        if not self._draining:
-            self._arm()
-
-    def _flush_commands(self) -> None:
-        if self._sockets is not None:
-            self._desk.flush()
+        self._engine.rearm()
 
     def _changed(self, effect: Changed) -> None:
         for callback, changes in self.data.watchers_of(effect.changes):

@@ -231,7 +231,7 @@ def test_channels_of_the_ring_itself_cannot_be_subscribed() -> None:
 async def test_scheduling_is_put_back_when_the_ring_closes() -> None:
     before = os.sched_getscheduler(0)
     (ring,) = make_rings(1)
-    ring._scheduling = "auto"
+    ring._engine._scheduling = "auto"
     async with ring:
         pass
     assert os.sched_getscheduler(0) == before
@@ -244,7 +244,7 @@ async def test_what_is_long_overdue_is_done_at_once(monkeypatch: pytest.MonkeyPa
         deadline = ring._node.deadline
         monkeypatch.setattr(ring._node, "deadline", lambda: next(deadlines, None) or deadline())
         visits = ring.counters["token_visits"]
-        ring._arm()
+        ring._engine.rearm()
         await until(lambda: ring.counters["token_visits"] > visits + 1)
         assert ring.stats()["loop_lag_max_ms"] < 10_000
 
