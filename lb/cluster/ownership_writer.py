@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes decisions about VIPs into the shared data: all of them or none, and only over what they were made from."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -10,6 +11,8 @@ from lb.cluster.state import ClusterState
 from sync.data import OutcomeUnknown, RequestRefused, VersionConflict
 from sync.driver import Ring
 
+# A ring that takes nothing now is not asked again sooner: whoever decides would decide the same, at once and for ever.
+PAUSE_S = 0.05
 log = logging.getLogger("lb.cluster")
 
 
@@ -32,8 +35,11 @@ class OwnershipWriter:
             await self._transact(writes)
         except VersionConflict:
             pass  # somebody was first; what they made of it is decided on anew
-        except (OutcomeUnknown, RequestRefused) as error:
+        except OutcomeUnknown as error:
             log.info("ownership not written: %s", error)
+        except RequestRefused as error:
+            log.info("ownership not written: %s", error)
+            await asyncio.sleep(PAUSE_S)
         finally:
             self.busy = False
             self._done()
