@@ -61,13 +61,18 @@ class RouteAnnouncer:
         """Find which of the `known` addresses an earlier daemon left; these stay until `want` says otherwise."""
         self.announced = self._wanted = present(self._interface, known)
         self._settled.set()
+        # What is left of their time is not known.
+        self._change.set()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="routes")
 
     async def close(self) -> None:
-        """Stop; what is announced stays, for as long as it is lent."""
+        """Stop; what is announced stays, lent for a whole lifetime once more if that is permitted."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self.announced and self._entitled():
+            with contextlib.suppress(OSError):
+                await self._work(announce, self.announced, self._lifetime_s)
         self._worker.shutdown(wait=True)
 
     def want(self, hosts: frozenset[str]) -> None:
@@ -120,7 +125,7 @@ class RouteAnnouncer:
         # While waiting, something may have been taken back.
         wanted &= self._wanted
         if wanted and not self._entitled():
-            return wanted <= self.announced
+            return False
         if wanted:
             await self._work(announce, wanted, self._lifetime_s)
         fresh = wanted - self.announced

@@ -98,6 +98,33 @@ async def main():
     log.append(["it runs again", present()])
     await routes.close()
 """
+HANDED_OVER = """
+import subprocess
+
+def seconds_left():
+    shown = subprocess.run(["ip", "-json", "address", "show", "dev", "lo"], capture_output=True, check=True).stdout
+    return [each["valid_life_time"] for each in json.loads(shown)[0]["addr_info"] if each["local"] == A]
+
+async def main():
+    ready.set()
+    routes = announcer()
+    routes.want(frozenset({A}))
+    await until(lambda: routes.announced)
+    await until(lambda: seconds_left()[0] < 30)
+    await routes.close()
+    log.append(["a whole lifetime for the next daemon", seconds_left()])
+    await until(lambda: seconds_left()[0] < 29)
+    allowed[0] = False
+    heir = announcer()
+    await asyncio.sleep(0.5)
+    log.append(["which needs a lease", seconds_left()[0] < 29])
+    allowed[0] = True
+    async with asyncio.timeout(5):
+        await until(lambda: seconds_left() == [30])
+    heir.want(frozenset())
+    await until(lambda: not heir.announced)
+    await heir.close()
+"""
 INTERFACE = """
 import subprocess
 
@@ -163,6 +190,11 @@ def test_without_a_lease_nothing_is_announced_and_a_dead_daemons_addresses_end(w
 def test_addresses_are_prolonged_while_the_lease_runs(wire: Pair) -> None:
     log, _ = run(wire, PROLONGED)
     assert log == [["prolonged", BOTH], ["the lease has ended", []], ["it runs again", BOTH]]
+
+
+def test_a_daemon_that_ends_leaves_its_successor_time(wire: Pair) -> None:
+    log, _ = run(wire, HANDED_OVER)
+    assert log == [["a whole lifetime for the next daemon", [30]], ["which needs a lease", True]]
 
 
 def test_a_missing_interface_is_told_with_the_remedy_and_used_once_it_is_there(wire: Pair) -> None:
