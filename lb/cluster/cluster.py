@@ -267,6 +267,7 @@ class Cluster:
             return
         # A lease stretched for a restart is not cut short by the first visits after it.
         self.lease.renew(max(visit.lease_until, self._kept_until))
+        self.vips.lease_renewed()
 
     def _data_complete(self, complete: bool) -> None:
         if complete:

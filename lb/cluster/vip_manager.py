@@ -43,7 +43,7 @@ class VipManager:
     """The addresses of this gateway. `hold(hosts)` tells the packet path; it may block and runs in a thread.
 
     `on_duplicate(address, mac, interface)` is called when a host outside the cluster uses one of them. `entitled()`
-    says whether the lease runs: without it no address is announced again, nor defended against another gateway that
+    says whether the lease runs: without it no address is announced, nor defended against another gateway that
     claims it, for that one may have become its owner in a view that this gateway does not know of.
     """
 
@@ -71,6 +71,7 @@ class VipManager:
         self._settled = asyncio.Event()
         self._change = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._unannounced: set[str] = set()
         self._defended: dict[str, float] = {}
         self._suspected: dict[tuple[str, str], float] = {}
         self._reported: set[tuple[str, str]] = set()
@@ -134,6 +135,13 @@ class VipManager:
             if host in self._wanted:
                 self._announce(taken)
 
+    def lease_renewed(self) -> None:
+        """Announce what could not be announced for want of a lease. Cheap when there is nothing of the kind."""
+        if self._unannounced:
+            waiting, self._unannounced = self._unannounced & self._wanted & self._taken.keys(), set()
+            for host in sorted(waiting):
+                self._announce(self._taken[host])
+
     def question_all(self) -> None:
         """Ask whether hosts outside the cluster use the addresses: what they said before `judging` was not judged."""
         for host, taken in self._taken.items():
@@ -142,8 +150,7 @@ class VipManager:
     def links_changed(self) -> None:
         """Links came or went: what could not be placed may be now, and what is on a new link is announced."""
         self.want(self._wanted)
-        if self._entitled():
-            self.announce_again()
+        self.announce_again()
 
     async def settled(self) -> None:
         """Returns when the packet path answers for exactly what is wanted."""
@@ -199,6 +206,10 @@ class VipManager:
     def _announce(self, taken: Taken) -> None:
         link = self._links.links.get(taken.interface)
         if link is None or not link.up or len(link.mac) != 6:
+            return
+        if not self._entitled():
+            # This gateway may have been stopped, and be reading now what it missed: others have the address by then.
+            self._unannounced.add(taken.vip.host)
             return
         try:
             self._announcer.start(taken.interface, link.mac, taken.vip.host)

@@ -202,3 +202,58 @@ def test_without_a_lease_an_address_is_neither_defended_nor_announced_again() ->
         assert int(hosts.python(hosts.right, CONTEND.replace("QUIET_S", "30"))) > 0
         _, err = child.process.communicate("\n", timeout=20)
     assert not child.process.returncode, err
+
+
+LATE = (
+    PRELUDE
+    + """
+async def main():
+    lease = [False]
+    links = LinkWatch(asyncio.get_running_loop(), ["wire"], lambda: None)
+    vips = VipManager(NODE, hold, links, lambda *claim: None, lambda: lease[0])
+    vips.start(CONFIG)
+    vips.want(frozenset({A}))
+    await vips.settled()
+    vips.lease_renewed()
+    print("taken", flush=True)
+    await asyncio.to_thread(input)
+    lease[0] = True
+    vips.lease_renewed()
+    await asyncio.to_thread(input)
+    await vips.close()
+
+asyncio.run(main())
+"""
+)
+
+LISTEN = """
+import time
+from ipaddress import ip_address
+from lb.network.announce import Segment
+segment = Segment("wire", bytes.fromhex("02000000beef"))
+segment.watch([ip_address("10.9.0.100")])
+print("listening", flush=True)
+claims, end = [], time.monotonic() + QUIET_S
+while not claims and time.monotonic() < end:
+    time.sleep(0.02)
+    claims = segment.claims()
+print(len(claims), flush=True)
+segment.close()
+"""
+
+
+def test_an_address_taken_without_a_lease_is_announced_when_there_is_one() -> None:
+    with pair() as hosts:
+        quiet = hosts.start(hosts.right, LISTEN.replace("QUIET_S", "1.5"))
+        assert quiet.read_line() == "listening"
+        child = hosts.start(hosts.left, LATE)
+        assert child.read_line() == "taken"
+        assert quiet.read_line() == "0"
+        listening = hosts.start(hosts.right, LISTEN.replace("QUIET_S", "30"))
+        assert listening.read_line() == "listening"
+        assert child.process.stdin is not None
+        child.process.stdin.write("\n")
+        child.process.stdin.flush()
+        assert int(listening.read_line()) > 0
+        _, err = child.process.communicate("\n", timeout=20)
+    assert not child.process.returncode, err
