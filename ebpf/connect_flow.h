@@ -80,6 +80,7 @@ INLINE u32 choose_again(const struct settings *s, struct work *w, const struct s
     if (!target || (w->flags & WORK_DRY))
         return GO_ON;
     count_closed(c->target);
+    forget_answers(s, w, service, c->target);
     c->target = target;
     c->owner = w->owner = s->node;
     count_opened(w);
@@ -184,6 +185,7 @@ INLINE struct connection *known_connection(const struct settings *s, struct work
     // The port is in use again: the old connection is over.
     if (c && is_first(w) && c->state >= STATE_FIN_CLIENT && w->protocol == IPPROTO_TCP) {
         if (!(w->flags & WORK_DRY)) {
+            forget_answers(s, w, service, c->target);
             connections.delete(&w->connection);
             forget_flow(s, w);
         }

@@ -216,6 +216,7 @@ INLINE void forget(const struct settings *s, struct work *w, const struct servic
     w->entry = *c;
     w->entry.state = STATE_RESET;
     tell_peers(s, w, service, &w->entry, RECORD_CLOSED);
+    forget_answers(s, w, service, w->entry.target);
     connections.delete(&w->connection);
     forget_flow(s, w);
 }

@@ -95,10 +95,32 @@ INLINE void remember_flow(const struct settings *s, u64 hash, u16 target, u16 fl
 }
 
 // The short way must not outlive the connection: the next packets may belong to another target.
+INLINE void forget_hash(const struct settings *s, u64 hash)
+{
+    struct recent_flow *flow = recent_flow(s, hash);
+
+    if (flow && flow->tag == tag_of(s, hash))
+        flow->tag = 0;
+}
+
 INLINE void forget_flow(const struct settings *s, const struct work *w)
 {
-    struct recent_flow *flow = recent_flow(s, w->hash);
+    forget_hash(s, w->hash);
+}
 
-    if (flow && flow->tag == tag_of(s, w->hash))
-        flow->tag = 0;
+// The short way of a nat backend's answers goes when the client's port is another connection's. (Only this CPU's: on
+// another one a late answer of the old backend may be translated for what is left of the second.)
+INLINE void forget_answers(const struct settings *s, const struct work *w, const struct service *service, u32 target)
+{
+    struct target *t = targets.lookup(&target);
+    struct flow_key answer = {};
+
+    if (service->method != METHOD_NAT || !t)
+        return;
+    copy_address(answer.source, t->address);
+    copy_address(answer.destination, w->connection.source);
+    answer.source_port = t->port ? t->port : w->connection.destination_port;
+    answer.destination_port = w->connection.source_port;
+    answer.protocol = w->connection.protocol;
+    forget_hash(s, hash_key(s, &answer));
 }
