@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="lbd", description="Gateway daemon of rainlb.")
     result.add_argument("--config", type=Path, required=True, metavar="FILE", help="the node file")
     result.add_argument("--services", type=Path, metavar="FILE", help="a cluster file, applied at start and on SIGHUP")
-    result.add_argument("--check", action="store_true", help="validate the files and exit")
+    result.add_argument("--check", action="store_true", help="validate the files, the ring's key file too, and exit")
     result.add_argument("--detach", action="store_true", help="when stopped, take the data path out as well")
     result.add_argument(
         "--remove", action="store_true", help="take the data path out and exit (no daemon may be running)"
@@ -62,13 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         node = _read_files(options)
+        if options.check:
+            return _check(node, options)
+        return _remove(node) if options.remove else _run(node, options)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
-    if options.check:
-        return EXIT_OK
-    try:
-        return _remove(node) if options.remove else _run(node, options)
     except REFUSALS as error:
         print(f"lbd: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -79,6 +78,18 @@ def _read_files(options: argparse.Namespace) -> NodeConfig:
     if options.services is not None:
         validate.cluster_config(validate.read_file(options.services), str(options.services))
     return node
+
+
+def _check(node: NodeConfig, options: argparse.Namespace) -> int:
+    if node.ring is not None:
+        # The ring's libraries are for gateways that have one.
+        from lb.cluster.ring_settings import ring_config
+
+        ring_config(node)
+        print(f"{node.ring.key_file}: in order")
+    for file in filter(None, (options.config, options.services)):
+        print(f"{file}: in order")
+    return EXIT_OK
 
 
 def _remove(node: NodeConfig) -> int:

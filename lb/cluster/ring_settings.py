@@ -3,10 +3,11 @@
 
 from pathlib import Path
 
-from lb.configuration.node import NodeConfig
+from lb.configuration.node import ConfigError, NodeConfig
+from sync.config import ConfigError as RingConfigError
 from sync.config import Mode, Policy, RingConfig
 from sync.driver import peer_paths
-from sync.key_file import load_key_file
+from sync.key_file import KeyFileError, load_key_file
 
 BEACON_MS = 250.0
 _MODES = {"consistent": Mode.CONSISTENT, "fast": Mode.FAST}
@@ -14,7 +15,14 @@ _POLICIES = {"continue": Policy.ALL, "majority": Policy.MAJORITY, "critical": Po
 
 
 def ring_config(node: NodeConfig) -> RingConfig:
-    """The ring's settings from the node file. Raises what the key file and the addresses raise, with the remedy."""
+    """The ring's settings from the node file. Raises ConfigError, also for what is wrong with the key file."""
+    try:
+        return _ring_config(node)
+    except (KeyFileError, RingConfigError) as error:
+        raise ConfigError([{"path": "ring", "problem": str(error), "text": f"ring: {error}"}]) from None
+
+
+def _ring_config(node: NodeConfig) -> RingConfig:
     ring = node.ring
     assert ring is not None
     return RingConfig(

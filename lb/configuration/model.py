@@ -2,10 +2,10 @@
 # ruff: noqa: RUF009  (described() returns a dataclass field)
 """What the cluster serves: VIPs, services, backends and policies, as plain immutable values.
 
-This file is the one definition of the declarative cluster file. `lb.schema` validates files against these classes (in
-a short-lived child: the daemon never loads the validator), `docs/configuration.md` is generated from them, and every
-part of the daemon, the API and the cluster passes them around. A value of these types has been validated; code that
-receives one need not check it again.
+This file is the one definition of the declarative cluster file. `lb.configuration.schema` validates files against these
+classes (in a short-lived child: the daemon never loads the validator), `docs/configuration.md` is generated from them,
+and every part of the daemon, the API and the cluster passes them around. A value of these types has been validated;
+code that receives one need not check it again.
 
 Only the standard library is used, apart from `annotated_types` for the limits.
 """

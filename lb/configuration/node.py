@@ -2,8 +2,8 @@
 # ruff: noqa: RUF009  (described() returns a dataclass field)
 """What is local to one gateway: its name, its interfaces, its place in the ring. One TOML file per node.
 
-Like `lb.model` this is the one definition of its file: `lb.schema` validates against it and the documentation is
-generated from it.
+Like `lb.configuration.model` this is the one definition of its file: `lb.configuration.schema` validates against it and
+the documentation is generated from it.
 """
 
 from dataclasses import dataclass
@@ -187,7 +187,7 @@ class NodeConfig(Strict):
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; `problems` are plain dicts as in `lb.schema.Problem`, one per fault."""
+    """A configuration that cannot be used; `problems`: a plain dict per fault, as `lb.configuration.schema.Problem`."""
 
     def __init__(self, problems: list[dict[str, Any]]) -> None:
         self.problems = problems

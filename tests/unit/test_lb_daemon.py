@@ -279,13 +279,26 @@ def test_what_cannot_be_is_refused_with_the_remedy(lbd: Lbd, old: str, new: str,
 
 
 def test_check_validates_and_starts_nothing(lbd: Lbd) -> None:
-    assert lbd.run("--check").returncode == 0
+    done = lbd.run("--check")
+    assert (done.returncode, done.stdout) == (0, f"{lbd.node_file}: in order\n")
     services = lbd.directory / "services.toml"
     services.write_text(SERVICES.replace('"nat"', '"dsr"'))
     done = lbd.run("--check", "--services", str(services))
     assert done.returncode == 2
     assert "dsr cannot change the port" in done.stderr
     assert not (lbd.directory / "state").exists()
+
+
+@pytest.mark.parametrize("option", ["--check", "--no-children"])
+def test_a_key_file_that_cannot_be_used_is_refused_with_the_remedy(lbd: Lbd, option: str) -> None:
+    missing = lbd.directory / "no.key"
+    ring = f'\n[ring]\nlisten = ["127.0.0.1"]\nkey_file = "{missing}"\n'
+    lbd.node_file.write_text(lbd.node_file.read_text() + ring)
+    done = lbd.run(option)
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith(
+        f"ring: key file {missing}: No such file or directory; make a key with `lbctl key new` and copy it to every node"
+    )
 
 
 def test_memory_and_idle_processor_time(lbd: Lbd) -> None:
