@@ -107,11 +107,3 @@ def wait_for_ring_link(lab: Lab, node: str, segment: str, seconds: float = SETTL
         if gateway.name != node:
             ping = ["ping", "-c", "1", "-W", "1", gateway.address(segment, 4)]
             eventually(lambda ping=ping: lab.run(node, ping), seconds, f"{node} reaches {gateway.name}")  # type: ignore[misc]
-
-
-def late_turns(lab: Lab, node: str, longer_than_s: float) -> int:
-    """How many turns of the token have taken longer, as a gateway saw it. The time is one of the histogram's bounds."""
-    name = "rainlb_token_turn_seconds"
-    lines = [line.rpartition(" ") for line in lab.lbctl(node, "metrics").stdout.splitlines() if line.startswith(name)]
-    counts = {what: int(float(count)) for what, _, count in lines}
-    return counts[f"{name}_count"] - counts[f'{name}_bucket{{le="{longer_than_s:g}"}}']
