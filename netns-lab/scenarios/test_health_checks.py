@@ -91,6 +91,7 @@ def test_a_backend_that_serves_the_vip_alone_is_up(lab: Lab, family: Family) -> 
     def close() -> None:
         subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
 
+    eventually(lambda: all_are(lab, "b3", family, "up"), what="b3 is up")
     lab.inside("b3", close)
     try:
         with pytest.raises(AssertionError):
