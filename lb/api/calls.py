@@ -10,6 +10,7 @@ from lb.api import inventory
 from lb.api.doctor import examine
 from lb.api.endpoint import Call, media_type
 from lb.api.problems import ApiProblem
+from lb.control import ControlError
 
 
 def answer(document: Any, *, headers: dict[str, str] | None = None) -> Response:
@@ -63,7 +64,7 @@ async def connections_top(call: Call) -> Response:
 async def doctor(call: Call) -> Response:
     try:
         vips = inventory.rows_of(await call.gateway.ask("vips"))
-    except ApiProblem:
+    except ControlError:
         vips = []  # the host is to be examined all the more while lbd is away
     return answer(await asyncio.to_thread(examine, call.gateway.settings, vips))
 

@@ -285,6 +285,8 @@ def test_packet_path_can_be_looked_into_while_lbd_is_away(tmp_path: Path) -> Non
         # the names are those known before
         assert api.client().get("/v1/connections", source_port=10013)["connections"][0]["backend"] == "b2"
         assert api.client().get("/v1/counters")
+        # the host is to be examined all the more
+        assert api.client().get("/v1/doctor")["checks"]
         text, _ = api.client().request("GET", "/metrics")
         assert "rainlb_up 0.0" in text
         kinds = api.client().stream()
