@@ -240,13 +240,18 @@ def hand_on(cluster: Cluster, node: int, held: Collection[str], now: float) -> l
     return writes
 
 
-def steering_nodes(cluster: Cluster) -> list[int]:
-    """The nodes that share new connections of the gateways themselves: ready members, else the best there are."""
+def _best(cluster: Cluster, *without: Standing) -> list[int]:
+    """The members of the best standing there is, some standings left out; none while the group does not serve."""
     if not cluster.serving:
         return []
-    able = [seat for seat in seats(cluster) if seat.standing is not Standing.OUT]
+    able = [seat for seat in seats(cluster) if seat.standing not in without]
     best = min((seat.standing for seat in able), default=Standing.OUT)
-    return sorted(seat.node for seat in able if seat.standing is best)
+    return [seat.node for seat in able if seat.standing is best]
+
+
+def steering_nodes(cluster: Cluster) -> list[int]:
+    """The nodes that share new connections of the gateways themselves: ready members, else the best there are."""
+    return _best(cluster, Standing.OUT)
 
 
 def announcers(cluster: Cluster) -> list[int]:
@@ -255,11 +260,7 @@ def announcers(cluster: Cluster) -> list[int]:
     Never one whose connection table is not complete, which is soon the case: connections that routers send to it
     meanwhile might not be known.
     """
-    if not cluster.serving:
-        return []
-    able = [seat for seat in seats(cluster) if seat.standing not in (Standing.JOINING, Standing.OUT)]
-    best = min((seat.standing for seat in able), default=Standing.OUT)
-    return [seat.node for seat in able if seat.standing is best]
+    return _best(cluster, Standing.JOINING, Standing.OUT)
 
 
 def announces(cluster: Cluster, node: int, own: Standing) -> bool:

@@ -50,15 +50,13 @@ class OwnAddresses:
     def _tell(self, vips: set[IpAddress]) -> None:
         with Netlink() as netlink:
             names = {link.index: link.name for link in netlink.links()}
-            own = [
-                (names.get(each.index), each.interface) for each in netlink.addresses() if each.interface.ip not in vips
-            ]
-        self._gateway.engine.set_own_addresses({interface.ip for _, interface in own})
+            present = [each for each in netlink.addresses() if each.interface.ip not in vips]
+        self._gateway.engine.set_own_addresses({each.interface.ip for each in present})
         networks: dict[str, set[Network]] = {segment: set() for segment in self._gateway.node.segments}
-        for each in self._gateway.node.interfaces:
-            networks[each.segment].update(interface.network for name, interface in own if name == each.name)
+        own_addresses: dict[str, tuple[IpAddress, ...]] = {}
+        for interface in self._gateway.node.interfaces:
+            own = [each.interface for each in present if names.get(each.index) == interface.name]
+            networks[interface.segment].update(each.network for each in own)
+            own_addresses[interface.name] = tuple(each.ip for each in own if not each.ip.is_link_local)
         self._gateway.networks = networks
-        self._gateway.own_addresses = {
-            each.name: tuple(i.ip for name, i in own if name == each.name and not i.ip.is_link_local)
-            for each in self._gateway.node.interfaces
-        }
+        self._gateway.own_addresses = own_addresses
