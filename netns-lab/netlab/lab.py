@@ -90,6 +90,12 @@ class Lab:
         record = state.load(name)
         return cls(name, known_topology(record.topology), state.directory_of(name))
 
+    def __enter__(self) -> "Lab":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
     def down(self) -> None:
         # Ending the processes and reaping our own children among them have to go together.
         for child in self._children.values():

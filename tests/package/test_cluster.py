@@ -22,11 +22,8 @@ Machines = dict[str, Host]
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    built = Lab.up(f"debs{os.getpid()}", "three-gateways", daemons=False)
-    try:
+    with Lab.up(f"debs{os.getpid()}", "three-gateways", daemons=False) as built:
         yield built
-    finally:
-        built.down()
 
 
 @pytest.fixture(scope="module")

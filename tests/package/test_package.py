@@ -38,11 +38,8 @@ def newer(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    built = Lab.up(f"deb{os.getpid()}", "one-gateway", daemons=False)
-    try:
+    with Lab.up(f"deb{os.getpid()}", "one-gateway", daemons=False) as built:
         yield built
-    finally:
-        built.down()
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,8 @@ SETTLED_MS = 15_000
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    built = Lab.up(f"page{os.getpid()}", "three-gateways")
-    try:
+    with Lab.up(f"page{os.getpid()}", "three-gateways") as built:
         yield built
-    finally:
-        built.down()
 
 
 @pytest.fixture

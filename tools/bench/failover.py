@@ -155,8 +155,7 @@ def stages_ms(lab: Lab, vip: str, owner: str, at: float, gap: dict[str, Any]) ->
 def measure(faults_wanted: list[str], repetitions: int, ring_options: dict[str, Any], name: str) -> dict[str, Any]:
     """All repetitions of each fault in one lab."""
     results: dict[str, Any] = {}
-    lab = Lab.up(name, TOPOLOGY, ring_options=ring_options)
-    try:
+    with Lab.up(name, TOPOLOGY, ring_options=ring_options) as lab:
         stop_flooding(lab)
         for kind in faults_wanted:
             runs = []
@@ -165,8 +164,6 @@ def measure(faults_wanted: list[str], repetitions: int, ring_options: dict[str, 
                 runs.append(repetition(lab, FAULTS[kind]))
             results[kind] = summary(runs)
             print(f"{name} {kind}: {json.dumps(results[kind])}", file=sys.stderr)
-    finally:
-        lab.down()
     return results
 
 
@@ -236,8 +233,7 @@ def keepalived_lab(name: str, advert_s: float) -> Iterator[Lab]:
     from netlab.topology import ECHO_PORT
     from netlab.traffic.endpoint import NAME_BYTES
 
-    lab = Lab.up(name, TOPOLOGY, daemons=False)
-    try:
+    with Lab.up(name, TOPOLOGY, daemons=False) as lab:
         vip = lab.topology.vip(4)
         for position, gateway in enumerate(lab.gateways):
             path = keepalived_file(gateway.name, 110 - 10 * position, advert_s, vip, lab.directory)
@@ -247,8 +243,6 @@ def keepalived_lab(name: str, advert_s: float) -> Iterator[Lab]:
             echo = [sys.executable, "-c", ECHO, vip, str(ECHO_PORT), gateway.name, str(NAME_BYTES)]
             lab.start(f"{gateway.name}-echo", gateway, echo)
         yield lab
-    finally:
-        lab.down()
 
 
 def holders(lab: Lab, vip: str) -> list[str]:

@@ -70,8 +70,7 @@ def nft(lab: Lab, node: str, text: str) -> None:
 def contender(name: str, generator: Path) -> Iterator[tuple[Lab, str]]:
     """A lab in which the contender balances, and the address that clients ask."""
     plan = topology()
-    lab = Lab.up(f"bench{os.getpid()}", plan, daemons=name == "rainlb")
-    try:
+    with Lab.up(f"bench{os.getpid()}", plan, daemons=name == "rainlb") as lab:
         for backend in plan.of_role("backend"):
             lab.start(f"{backend.name}/serve", backend, [str(generator), "serve", str(TCP_PORT)])
             nft(lab, backend.name, SINK)
@@ -79,8 +78,6 @@ def contender(name: str, generator: Path) -> Iterator[tuple[Lab, str]]:
             lab.run("gw1", ["ip", "address", "add", f"{plan.vip(4)}/32", "dev", "eth0"])
             nft(lab, "gw1", dnat_rules(plan))
         yield lab, plan.node("b1").address("inside", 4) if name == "plain" else plan.vip(4)
-    finally:
-        lab.down()
 
 
 def received(lab: Lab) -> int:

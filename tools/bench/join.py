@@ -76,9 +76,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--repetitions", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="on one line")
     options = parser.parse_args(arguments)
-    lab = Lab.up("bench-join", TOPOLOGY)
     runs = []
-    try:
+    with Lab.up("bench-join", TOPOLOGY) as lab:
         cluster.settle(lab)
         *present, joiner = [gateway.name for gateway in lab.gateways]
         for _ in range(options.repetitions):
@@ -90,7 +89,5 @@ def main(arguments: list[str]) -> int:
             tables = [connections.digest(lab, node) for node in (present[0], joiner)]
             runs.append({"turn_before_ms": before, **found, "entries": tables[1][0], "equal": tables[0] == tables[1]})
             print(json.dumps(runs[-1]), file=sys.stderr)
-    finally:
-        lab.down()
     print(json.dumps({"connections": options.connections, "runs": runs}, indent=None if options.json else 2))
     return 0

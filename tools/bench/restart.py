@@ -54,15 +54,12 @@ def topology(name: str) -> Topology:
 def paced_lab(setting: str, program: Path) -> Iterator[Lab]:
     """A lab whose backends send every packet back."""
     plan = topology(SETTINGS[setting])
-    lab = Lab.up(f"bench-restart-{os.getpid()}", plan)
-    try:
+    with Lab.up(f"bench-restart-{os.getpid()}", plan) as lab:
         for backend in plan.of_role("backend"):
             lab.start(f"{backend.name}/paced", backend, [str(program), "echo", str(PORT)])
         settle(lab)
         wait_for_answers(lab, program)
         yield lab
-    finally:
-        lab.down()
 
 
 def settle(lab: Lab) -> None:

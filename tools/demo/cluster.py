@@ -165,15 +165,13 @@ def tell(story: Story, name: str) -> None:
     story.say("sides move between gateways; connections are in every gateway's table before they are needed there.")
     with story.step("network built, servers and three daemons started, services applied"):
         lab = Lab.up(name, "three-gateways")
-    try:
+    with lab:
         with story.step("the ring is closed, every virtual address has an owner"):
             cluster.settle(lab)
         digest = services.make_content(lab.directory, "long", DOWNLOAD_BYTES)
         demo = ClusterDemo(story, lab)
         demo.show()
         run_under_load(story, demo, digest)
-    finally:
-        lab.down()
 
 
 def run_under_load(story: Story, demo: ClusterDemo, digest: str) -> None:

@@ -30,12 +30,10 @@ def tell(story: Story, name: str) -> None:
     story.say("the client directly (direct return); the gateway owns the virtual address and chooses the server.")
     with story.step("network built, servers and daemon started, services applied"):
         lab = Lab.up(name, "one-gateway")
-    try:
+    with lab:
         balance(story, lab)
         disturb(story, lab)
         count(story, lab)
-    finally:
-        lab.down()
 
 
 def balance(story: Story, lab: Lab) -> None:
