@@ -63,6 +63,12 @@ class Child:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
+    def write_line(self, text: str = "") -> None:
+        """A line for it to read."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{text}\n")
+        self.process.stdin.flush()
+
 
 @contextmanager
 def pair() -> Iterator[Pair]:

@@ -29,9 +29,9 @@ def present():
 def hold(hosts):
     log.append(["hold", sorted(hosts), present()])
 
-async def manager(keep=()):
+async def manager(keep=(), entitled=lambda: True):
     links = LinkWatch(asyncio.get_running_loop(), ["wire"], lambda: None)
-    made = VipManager(NODE, hold, links, lambda *claim: log.append(["stranger", *claim]))
+    made = VipManager(NODE, hold, links, lambda *claim: log.append(["stranger", *claim]), entitled)
     made.start(CONFIG, keep=keep)
     return made
 """
@@ -152,9 +152,7 @@ UNENTITLED = (
     + """
 async def main():
     lease = [True]
-    links = LinkWatch(asyncio.get_running_loop(), ["wire"], lambda: None)
-    vips = VipManager(NODE, hold, links, lambda *claim: None, lambda: lease[0])
-    vips.start(CONFIG)
+    vips = await manager(entitled=lambda: lease[0])
     vips.want(frozenset({A}))
     await vips.settled()
     lease[0] = False
@@ -195,9 +193,7 @@ def test_without_a_lease_an_address_is_neither_defended_nor_announced_again() ->
         child = hosts.start(hosts.left, UNENTITLED)
         assert child.read_line() == "taken"
         assert int(hosts.python(hosts.right, CONTEND.replace("QUIET_S", "0.8"))) == 0
-        assert child.process.stdin is not None
-        child.process.stdin.write("\n")
-        child.process.stdin.flush()
+        child.write_line()
         assert child.read_line() == "again"
         assert int(hosts.python(hosts.right, CONTEND.replace("QUIET_S", "30"))) > 0
         _, err = child.process.communicate("\n", timeout=20)
@@ -209,9 +205,7 @@ LATE = (
     + """
 async def main():
     lease = [False]
-    links = LinkWatch(asyncio.get_running_loop(), ["wire"], lambda: None)
-    vips = VipManager(NODE, hold, links, lambda *claim: None, lambda: lease[0])
-    vips.start(CONFIG)
+    vips = await manager(entitled=lambda: lease[0])
     vips.want(frozenset({A}))
     await vips.settled()
     vips.lease_renewed()
@@ -251,9 +245,7 @@ def test_an_address_taken_without_a_lease_is_announced_when_there_is_one() -> No
         assert quiet.read_line() == "0"
         listening = hosts.start(hosts.right, LISTEN.replace("QUIET_S", "30"))
         assert listening.read_line() == "listening"
-        assert child.process.stdin is not None
-        child.process.stdin.write("\n")
-        child.process.stdin.flush()
+        child.write_line()
         assert int(listening.read_line()) > 0
         _, err = child.process.communicate("\n", timeout=20)
     assert not child.process.returncode, err

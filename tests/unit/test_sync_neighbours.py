@@ -100,9 +100,7 @@ def test_neighbour_asked_for_in_vain_is_asked_for_anew_at_once(host: str, addres
         assert child.read_line() == "False", "nobody has asked for it yet"
         assert child.read_line() == "asked", "the second question does not wait for a second"
         run("ip", "-n", hosts.right, "addr", "add", host, "dev", "wire", *(["nodad"] if ":" in host else []))
-        assert child.process.stdin is not None
-        child.process.stdin.write("it is back\n")
-        child.process.stdin.flush()
+        child.write_line("it is back")
         assert child.read_line() == "asked"
         assert child.read_line() == "in vain", "what was waiting is sent, not lost"
         assert child.read_line() == "False", "what is resolved stays as it is"

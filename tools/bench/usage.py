@@ -4,7 +4,6 @@
 import contextlib
 import os
 import resource
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -51,8 +50,3 @@ def distribution(values: Sequence[float], digits: int = 1) -> dict[str, float]:
         return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], digits)
 
     return {"n": len(ordered), "min": at(0), "p50": at(0.5), "p99": at(0.99), "max": round(ordered[-1], digits)}
-
-
-def sleep_until(instant: float) -> None:
-    """Sleep until an instant of the monotonic clock."""
-    time.sleep(max(0.0, instant - time.monotonic()))
