@@ -14,6 +14,7 @@ import pytest
 from ebpf import loader
 from tests.packet.frames import CLIENT4, CLIENT6
 from tests.packet.gateway import CLIENT_MAC, Gateway, backend_mac, loaded_gateway
+from tests.packet.peers import make_cluster
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,13 @@ def gateway(loaded: Gateway) -> Gateway:
     """Empty."""
     loaded.reset()
     return loaded
+
+
+@pytest.fixture
+def cluster(gateway: Gateway) -> Gateway:
+    """One of two gateways, empty but for a steered service."""
+    make_cluster(gateway)
+    return gateway
 
 
 CLONE_NEWNET = 0x40000000
