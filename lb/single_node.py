@@ -13,7 +13,8 @@ from lb.engine.packet_engine import FOREVER_NS
 from lb.events import Event
 from lb.gateway import Gateway
 from lb.network.announce import Announcer, Claim
-from lb.network.netlink import FOREVER, Link, Netlink, NetlinkError
+from lb.network.netlink import Netlink, NetlinkError
+from lb.network.netlink_messages import FOREVER, Link
 from lb.network.routes import RouteAnnouncer
 
 log = logging.getLogger("lb.vips")

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 
 from lb.configuration.model import IpAddress, Vip
 from lb.network.announce import Segment, probe
-from lb.network.netlink import Link
+from lb.network.netlink_messages import Link
 
 # Three questions without an answer.
 ASK_EVERY_S = 0.3

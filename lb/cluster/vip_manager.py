@@ -18,7 +18,8 @@ from lb.configuration.model import ClusterConfig, Vip
 from lb.configuration.node import NodeConfig
 from lb.network.announce import Announcer, Claim
 from lb.network.links import LinkWatch
-from lb.network.netlink import Link, Netlink, NetlinkError
+from lb.network.netlink import Netlink, NetlinkError
+from lb.network.netlink_messages import Link
 from lb.process.workers import worker_pool
 
 # RFC 5227 section 2.4: an address is defended against a contender at most that often.

@@ -15,7 +15,9 @@ from typing import Literal
 
 from lb.configuration.model import ClusterConfig, IpAddress
 from lb.engine.plan import Hop
-from lb.network.netlink import Link, Monitor, Neighbour, Netlink, NetlinkError, Route
+from lb.network.netlink import Netlink, NetlinkError
+from lb.network.netlink_messages import Link, Neighbour, Route
+from lb.network.netlink_monitor import Monitor
 
 REFRESH_SECONDS = 20.0
 RETRY_SECONDS = 1.0

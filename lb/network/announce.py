@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from lb.configuration.model import IpAddress
+
 # Seconds after the takeover at which it is said again: dense while a burst may be lost, then for late listeners.
 REPEAT_AFTER_S = (0.0, 0.02, 0.1, 0.4, 1.5, 5.0, 15.0)
 PROBE_AFTER_S = (0.05, 1.0)
@@ -62,7 +64,7 @@ def _multicast_mac(address: IPv6Address) -> bytes:
     return b"\x33\x33" + address.packed[12:]
 
 
-def announcement(mac: bytes, address: IPv4Address | IPv6Address) -> list[bytes]:
+def announcement(mac: bytes, address: IpAddress) -> list[bytes]:
     """The frames that tell everybody on the segment that `address` is at `mac` now."""
     if isinstance(address, IPv4Address):
         own = address.packed
@@ -72,7 +74,7 @@ def announcement(mac: bytes, address: IPv4Address | IPv6Address) -> list[bytes]:
     return [_icmpv6(mac, address, _ALL_NODES, _multicast_mac(_ALL_NODES), body)]
 
 
-def probe(mac: bytes, address: IPv4Address | IPv6Address) -> bytes:
+def probe(mac: bytes, address: IpAddress) -> bytes:
     """The frame that makes a foreign holder of `address` answer, without touching anybody's neighbour table."""
     if isinstance(address, IPv4Address):
         return _arp(_ARP_REQUEST, mac, bytes(4), _NO_MAC, address.packed)
@@ -85,7 +87,7 @@ def probe(mac: bytes, address: IPv4Address | IPv6Address) -> bytes:
 class Claim:
     """Somebody on the segment says that `address` is at `mac`."""
 
-    address: IPv4Address | IPv6Address
+    address: IpAddress
     mac: bytes
 
 
@@ -100,7 +102,7 @@ def read_claim(frame: bytes) -> Claim | None:
     return None
 
 
-def claim_filter(addresses: Iterable[IPv4Address | IPv6Address]) -> bytes:
+def claim_filter(addresses: Iterable[IpAddress]) -> bytes:
     """Classic BPF that lets through claims to these addresses alone (IPv6: by the last 32 bits).
 
     Without it the daemon would wake up for every ARP packet of a large segment.
@@ -155,7 +157,7 @@ class Segment:
                     raise
                 self.unsent += 1
 
-    def watch(self, addresses: Sequence[IPv4Address | IPv6Address]) -> None:
+    def watch(self, addresses: Sequence[IpAddress]) -> None:
         """From now on `claims` reports who claims one of these addresses."""
         code = claim_filter(addresses)
         buffer = ctypes.create_string_buffer(code)

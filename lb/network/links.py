@@ -5,7 +5,9 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 
-from lb.network.netlink import Link, Monitor, Netlink
+from lb.network.netlink import Netlink
+from lb.network.netlink_messages import Link
+from lb.network.netlink_monitor import Monitor
 
 
 class LinkWatch:

@@ -16,7 +16,8 @@ from ipaddress import ip_interface
 from lb.configuration.node import NodeConfig
 from lb.engine.packet_engine import EngineError
 from lb.events import Event
-from lb.network.netlink import FOREVER, Link, Netlink, NetlinkError
+from lb.network.netlink import Netlink, NetlinkError
+from lb.network.netlink_messages import FOREVER, Link
 from lb.process.workers import worker_pool
 
 # Longer than peers wait for a gateway that restarts (lb.cluster.planned_restart).

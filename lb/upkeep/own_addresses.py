@@ -6,7 +6,8 @@ import asyncio
 from lb.configuration.advice import Network
 from lb.configuration.model import IpAddress
 from lb.gateway import Gateway
-from lb.network.netlink import Monitor, Netlink
+from lb.network.netlink import Netlink
+from lb.network.netlink_monitor import Monitor
 
 
 class OwnAddresses:

@@ -3,18 +3,22 @@
 
 import errno
 import json
+from ipaddress import ip_interface
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.network import netlink
+from lb.configuration.model import IpAddress
+from lb.network import netlink_messages as wire
 from tests.unit.cluster_namespaces import pair
 
 CODE = """
 import json
 import socket
 from ipaddress import ip_address, ip_interface
-from lb.network.netlink import Address, Link, Monitor, Neighbour, Netlink, NetlinkError
+from lb.network.netlink import Netlink, NetlinkError
+from lb.network.netlink_messages import Address, Link, Neighbour
+from lb.network.netlink_monitor import Monitor
 from netlab.waiting import eventually
 
 with Netlink() as kernel:
@@ -83,6 +87,16 @@ def test_requests_and_notifications() -> None:
 
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_reader_of_notifications_fail(data: bytes) -> None:
-    for kind, _, body in netlink._messages(data):
+    for kind, _, body in wire.messages(data):
         assert kind >= 0
-        assert all(len(value) <= len(body) for _, value in netlink._attributes(body))
+        assert all(len(value) <= len(body) for _, value in wire._attributes(body))
+
+
+@given(st.integers(1, 0x7FFFFFFF), st.ip_addresses(), st.integers(0, 32))
+def test_what_is_asked_for_reads_back_as_asked(index: int, address: IpAddress, prefix: int) -> None:
+    added = wire.parse_change(wire.RTM_NEWADDR, memoryview(wire.address_body(index, address, prefix)))
+    assert added == wire.Change(wire.Address(index, ip_interface(f"{address}/{prefix}")), gone=False)
+    kept = wire.parse_change(wire.RTM_DELNEIGH, memoryview(wire.neighbour_in_use(index, address)))
+    assert kept == wire.Change(wire.Neighbour(index, address, b"", wire.NUD_PROBE), gone=True)
+    assert wire.parse_local_route(memoryview(wire.local_route(address))) == address
+    assert wire.parse_local_route(memoryview(wire.way_to(address))) is None

@@ -11,7 +11,7 @@ import pytest
 from lb.configuration.model import Backend, ClusterConfig, Service
 from lb.engine.neighbours import Want, resolve, wants
 from lb.engine.plan import Hop
-from lb.network.netlink import NUD_FAILED, NUD_REACHABLE, NUD_STALE, Link, Neighbour, Route
+from lb.network.netlink_messages import NUD_FAILED, NUD_REACHABLE, NUD_STALE, Link, Neighbour, Route
 from tests.unit.cluster_namespaces import Pair
 from tests.unit.cluster_namespaces import pair as wired_pair
 

@@ -16,7 +16,8 @@ from tests.unit.cluster_namespaces import Pair, pair
 PRELUDE = """
 import asyncio, json
 from lb.configuration.node import Interface, Node, NodeConfig, Routes
-from lb.network.netlink import FOREVER, Netlink
+from lb.network.netlink import Netlink
+from lb.network.netlink_messages import FOREVER
 from lb.network.routes import RouteAnnouncer, announce, withdraw
 
 A, B = "198.51.100.7", "2001:db8:100::7"
