@@ -10,39 +10,32 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import msgpack
-
+from lb.cluster.alone import Alone
+from lb.cluster.figures import ClusterFigures
 from lb.cluster.journal import ClusterJournal
 from lb.cluster.lease import KernelLease
 from lb.cluster.load import LoadMeter
-from lb.cluster.occupancy import ASK_EVERY_S, Occupancy
+from lb.cluster.occupancy import Occupancy
 from lb.cluster.own_node import OwnNode
-from lb.cluster.ownership import (
-    RESTART_PREFIX,
-    Holding,
-    confirm,
-    decide,
-    hand_on,
-    to_hold,
-)
+from lb.cluster.ownership import Holding, confirm, decide, hand_on, to_hold
 from lb.cluster.ownership_writer import OwnershipWriter
 from lb.cluster.placement import Standing
-from lb.cluster.planned_restart import GRACE_S, LEASE_S, Patience, forget_restart, note_restart, noted_restart
+from lb.cluster.planned_restart import PlannedRestart
 from lb.cluster.refusals import Refusals
 from lb.cluster.resources import Resources, ResourceState
 from lb.cluster.ring_settings import ring_config
 from lb.cluster.routed_vips import RoutedVips
 from lb.cluster.shared_config import SharedStore
 from lb.cluster.state import ClusterState
-from lb.cluster.stats import TURN_BUCKETS_S, ClusterStats, VipFigures
+from lb.cluster.stats import ClusterStats, VipFigures
 from lb.cluster.steering import peering
 from lb.cluster.steering_task import SteeringTask
 from lb.cluster.traffic import TrafficExchange
 from lb.cluster.vip_manager import VipManager
-from lb.configuration.model import ClusterConfig
+from lb.configuration.model import ClusterConfig, Vip
 from lb.connections.replication import Replication
 from lb.engine.packet_engine import read_held
 from lb.events import Event
@@ -59,9 +52,6 @@ RELEASE_TIMEOUT_S = 3.0
 TICK_S = 1.0
 # After a view, members' addresses may be unknown for a while: a claim from them is no stranger's.
 JUDGE_AFTER_S = 3.0
-# A gateway that is alone because it has just started, or because its links have just come back, first looks for the
-# others before it takes what may be theirs.
-PATIENCE_S = 1.0
 log = logging.getLogger("lb.cluster")
 
 
@@ -85,53 +75,39 @@ class Cluster:
         self.vips: VipManager
         self.routed: RoutedVips
         self.own: OwnNode
+        self.alone: Alone
         self.stats: ClusterStats
         self.traffic: TrafficExchange
         self.replication: Replication
         self.resources = Resources(node.resources, self._resource_changed)
         self._steering: SteeringTask
         self._loads: LoadMeter
+        self._restart: PlannedRestart
         self.refusals = Refusals(self.state.name)
         # For the steering table, for the tables prepared for the next departure, and for the load meter.
         self._workers = worker_pool(node, 3, "cluster")
-        self._patience = Patience(self._restart_overdue)
         self._first_view = asyncio.Event()
         self._owns_nothing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._writer = OwnershipWriter(self.ring, self.state, self._react)
         self._stopping = False
-        # For as long as no other gateway has been found.
-        self.occupancy: Occupancy | None = None
-        self._left_alone: set[str] = set()
-        # Alone, addresses are taken only after this time.
-        self._patient_until = 0.0
-        # Under a planned restart's stretched lease the packet path goes on answering until this node has confirmed.
-        self._kept_until = 0.0
         self._moved_at = 0.0
         self._view_at = time.monotonic()
-        self._left_at = 0.0
         gateway.store = self.store
         gateway.report = self.journal.tell
         gateway.view = self.view_plain
         gateway.use_board(self._share)
-        self._moves = gateway.metrics.counter("vip_moves_total", "Changes of a VIP's owner seen.", ["reason"])
-        self._takeover = gateway.metrics.histogram(
-            "takeover_seconds", "From the view that excludes an owner to its VIP being announced here."
-        )
-        self._turns = gateway.metrics.histogram(
-            "token_turn_seconds", "Time between two visits of the ring's token.", bounds=TURN_BUCKETS_S
-        )
-        gateway.metrics.collect(self._collect)
+        self._figures = ClusterFigures(gateway.metrics)
 
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Join the ring and take part. Returns when this gateway has its first view."""
         gateway, loop, engine = self.gateway, asyncio.get_running_loop(), self.gateway.engine
-        self._kept_until = noted_restart(gateway.node.run_dir)
-        keep = read_held(engine.maps) if self._kept_until else frozenset()
+        self._restart = PlannedRestart(gateway.node.run_dir, self.ring, self.state, self.journal.tell)
+        keep = read_held(engine.maps) if self._restart.kept_until else frozenset()
         self.lease = KernelLease(engine.maps.lease)
-        if not self._kept_until:
+        if not self._restart.kept_until:
             self.lease.end()
         await asyncio.to_thread(engine.hold, keep)
         self._steering = SteeringTask(engine, self._workers)
@@ -147,7 +123,8 @@ class Cluster:
         )
         self.own.config_version = self.store.current.version
         segments = {interface.name: interface.segment for interface in gateway.node.interfaces}
-        self.occupancy = Occupancy(segments, lambda: self.own.links.links)
+        occupancy = Occupancy(segments, lambda: self.own.links.links)
+        self.alone = Alone(occupancy, self._untaken, self._react, self.journal.tell)
         self.vips = VipManager(
             gateway.node,
             engine.hold,
@@ -165,14 +142,14 @@ class Cluster:
             self.node, self.ring, lambda: gateway.control.publish("traffic", {"kind": "traffic.wanted"})
         )
         self.stats = ClusterStats(
-            self.node, self.ring, engine.maps, self.resources, self._status, self._vip_figures, self._turns.observe
+            self.node, self.ring, engine.maps, self.resources, self._status, self._vip_figures, self._figures.turn
         )
         self.store.attach(self.ring)
         self.store.on_change(self._config_changed)
         self._subscribe()
         await self.resources.start()
-        self._be_patient()
-        self._look_around()
+        self._look_for_others()
+        self.alone.look_around()
         self.ring.start()
         self.replication.start()
         self._tasks = [
@@ -186,6 +163,7 @@ class Cluster:
                 await self._first_view.wait()
         except TimeoutError:
             log.warning("no view of the ring within %.0f s: going on, waiting for one", FIRST_VIEW_TIMEOUT_S)
+        self._figures.collect(self.ring, self.replication)
 
     def _subscribe(self) -> None:
         ring = self.ring
@@ -210,23 +188,19 @@ class Cluster:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._patience.close()
+        self._restart.close()
         await self.replication.close()
         await self.store.close()
         await self.vips.close()
         await self.routed.close()
-        self._found_others()
+        self.alone.found_others()
         self.own.close()
         self._workers.shutdown(wait=True)
 
     async def _excuse_myself(self) -> None:
         """Ask the others to wait, then let the kernel answer without us."""
-        if not self.state.serving:
-            return
-        await self.ring.data.put(f"{RESTART_PREFIX}{self.node}", msgpack.packb(GRACE_S))
-        until = time.monotonic() + LEASE_S
-        note_restart(self.gateway.node.run_dir, until)
-        self.lease.renew(until)
+        if self.state.serving:
+            self.lease.renew(await self._restart.excuse())
 
     async def _give_up_all(self) -> None:
         """Hand every address to somebody else before leaving."""
@@ -243,15 +217,14 @@ class Cluster:
         before = self.state.view
         self.state.take_view(view)
         if len(view.members) > 1:
-            self._found_others()
+            self.alone.found_others()
         self.state.shut_out = self._has_left()
-        now = self._view_at = time.monotonic()
+        self._view_at = time.monotonic()
         self.vips.judging = False
-        if self.node in view.joined and self._kept_until <= now:
+        if self.node in view.joined and not self._restart.keeping:
             # Whatever this gateway owned, the group may have given to others.
             self.vips.want(frozenset())
-        if before is not None and set(before.members) - set(view.members):
-            self._left_at = now
+        self._figures.view(before, view)
         if view.joined and self.node not in view.joined:
             # Whoever joins may have claimed the addresses while it was on its own: the keeper has the last word.
             self.vips.announce_again()
@@ -266,7 +239,7 @@ class Cluster:
         if not self.state.serving or not self.state.complete or self._stopping:
             return
         # A lease stretched for a restart is not cut short by the first visits after it.
-        self.lease.renew(max(visit.lease_until, self._kept_until))
+        self.lease.renew(max(visit.lease_until, self._restart.kept_until))
         self.vips.lease_renewed()
 
     def _data_complete(self, complete: bool) -> None:
@@ -294,13 +267,14 @@ class Cluster:
         cluster = state.cluster(self.store.current)
         # The way to the others first: what a new address attracts must not be steered to a node that is gone.
         self._steering.want(peering(cluster, self.node, self.own.local_links()))
-        hold = to_hold(cluster, self.node, () if self._keeping() else state.unconfirmed)
-        before = self.vips.taken.keys()
+        hold = to_hold(cluster, self.node, () if self._restart.keeping else state.unconfirmed)
+        new = hold - self.vips.taken.keys()
         self.vips.want(hold)
-        self._note_takeovers(hold - before)
+        taken = new & self.vips.taken.keys() & state.holdings.keys()
+        self._figures.taken(state.holdings[address] for address in taken)
         self.vips.member_macs |= frozenset(mac for fact in cluster.facts.values() for _, mac in fact.macs)
-        self._patience.watch(state.restarting)
-        if not self._keeping() and not self._is_patient() and not self._stopping:
+        self._restart.watch()
+        if not self._restart.keeping and not self._is_patient() and not self._stopping:
             self.routed.follow(cluster, self.own.standing(), self.store.current)
         if self._writer.busy or self._is_patient():
             return
@@ -309,47 +283,24 @@ class Cluster:
         writes += hand_on(cluster, self.node, self.vips.held, now)
         if state.coordinator == self.node:
             known = {write.address for write in writes}
-            due = decide(cluster, may_rebalance=self._may_move(), now=now, occupied=self._occupied_by_others())
+            due = decide(cluster, may_rebalance=self._may_move(), now=now, occupied=self.alone.left_alone())
             writes += [write for write in due if write.address not in known]
         if writes:
             self.gateway.spawn(self._writer.write(writes), "VIP ownership")
         elif self._waits_for_release(cluster.holdings):
             self.gateway.spawn(self._after_release(), "VIP release")
 
-    def _be_patient(self) -> None:
+    def _look_for_others(self) -> None:
         ring = self.gateway.node.ring
         if ring is not None and ring.peers:
-            self._patient_until = time.monotonic() + PATIENCE_S
-            asyncio.get_running_loop().call_later(PATIENCE_S + 0.001, self._react)
+            self.alone.wait()
 
     def _is_patient(self) -> bool:
         view = self.state.view
-        return view is not None and len(view.members) == 1 and time.monotonic() < self._patient_until
+        return view is not None and len(view.members) == 1 and self.alone.waits
 
-    def _look_around(self) -> None:
-        """Until this gateway has found others: ask whether somebody has the addresses."""
-        if self.occupancy is None or self._stopping:
-            return
-        self.occupancy.ask(vip for vip in self.store.current.vips if vip.host not in self.vips.taken)
-        asyncio.get_running_loop().call_later(ASK_EVERY_S, self._look_around)
-
-    def _occupied_by_others(self) -> frozenset[str]:
-        if self.occupancy is None:
-            return frozenset()
-        occupied = self.occupancy.occupied()
-        for host in sorted(occupied.keys() - self._left_alone):
-            text = f"{host} is answered for by {occupied[host]}, and no other gateway has been found: left alone"
-            self.journal.tell(Event("vip.in_use", text, subject=host, why="occupied", severity="error"))
-        self._left_alone |= occupied.keys()
-        return frozenset(occupied)
-
-    def _found_others(self) -> None:
-        if self.occupancy is not None:
-            self.occupancy.close()
-            self.occupancy = None
-
-    def _keeping(self) -> bool:
-        return self._kept_until > time.monotonic()
+    def _untaken(self) -> Iterator[Vip]:
+        return (vip for vip in self.store.current.vips if vip.host not in self.vips.taken and not self._stopping)
 
     def _may_move(self) -> bool:
         return time.monotonic() - self._moved_at >= self.store.current.policy.hold_after_move_s
@@ -364,37 +315,18 @@ class Cluster:
         await self.vips.settled()
         self._react()
 
-    def _note_takeovers(self, taken: frozenset[str]) -> None:
-        for address in taken:
-            holding = self.state.holdings.get(address)
-            if holding is not None and holding.reason == "owner_left":
-                self._takeover.observe(time.monotonic() - self._left_at)
-
     def _holding_changed(self, address: str, before: Holding | None, after: Holding | None) -> None:
         reason = self.journal.holding(address, before, after)
         if reason is not None:
             self._moved_at = time.monotonic()
-            self._moves.add(1, reason)
+            self._figures.moved(reason)
 
     # --- this node ---------------------------------------------------------------------------------------------------
 
     def _publish(self, *, anew: bool = False) -> None:
         facts = self.own.publish(anew=anew)
         if facts.standing == Standing.READY and self.state.complete and not self.state.unconfirmed:
-            self._restart_is_over()
-
-    def _restart_is_over(self) -> None:
-        if self._kept_until:
-            self._kept_until = 0.0
-            forget_restart(self.gateway.node.run_dir)
-        if self.node in self.state.restarting and not self._stopping:
-            del self.ring.data[f"{RESTART_PREFIX}{self.node}"]
-
-    def _restart_overdue(self, node: int) -> None:
-        if self.state.coordinator == self.node and node in self.state.restarting:
-            text = f"{self.state.name(node)} has not come back from its restart in time"
-            self.journal.tell(Event("node.overdue", text, severity="warning"))
-            del self.ring.data[f"{RESTART_PREFIX}{node}"]
+            self._restart.over()
 
     def _table_complete(self, complete: bool) -> None:
         self._publish()
@@ -427,7 +359,7 @@ class Cluster:
 
     def _links_changed(self, came_up: bool) -> None:
         if came_up:
-            self._be_patient()
+            self._look_for_others()
         self._publish()
         self.vips.links_changed()
         self._react()
@@ -486,9 +418,3 @@ class Cluster:
 
     def _vip_figures(self) -> VipFigures:
         return VipFigures(self._loads.rates, max(0.0, (self.lease.until - time.monotonic()) * 1000))
-
-    def _collect(self) -> None:
-        if self._first_view.is_set():
-            counts = {name: float(count) for name, count in self.replication.counts().items()}
-            self.gateway.metrics.import_counts("replication_total", "Replication by kind.", "what", counts)
-            self.gateway.metrics.import_counts("ring_total", "The ring's counters.", "what", self.ring.stats())

@@ -180,7 +180,7 @@ def _why(cluster: Cluster, vip: Vip, holding: Holding, nodes: list[dict[str, Any
     told = cluster.vips.problems.get(vip.host) or reason_text(holding.reason)
     if holding.owner != NOBODY:
         return told
-    mac = cluster.occupancy.occupied().get(vip.host) if cluster.occupancy is not None else None
+    mac = cluster.alone.occupied().get(vip.host)
     if mac:
         return f"{mac} answers for it, and no other gateway has been found (lbctl nodes)"
     return why_unheld(vip.segment, nodes) or told

@@ -15,6 +15,11 @@ from pathlib import Path
 
 import msgpack
 
+from lb.cluster.ownership import RESTART_PREFIX
+from lb.cluster.state import ClusterState
+from lb.events import Event
+from sync.driver import Ring
+
 LEASE_S = 20.0
 GRACE_S = LEASE_S + 1.0
 AGAIN_S = 1.0
@@ -71,3 +76,58 @@ class Patience:
         # Told again and again: whoever coordinates by then acts on it.
         self._timers[node] = asyncio.get_running_loop().call_later(AGAIN_S, self._ended, node)
         self._over(node)
+
+
+class PlannedRestart:
+    """Both sides of it: this gateway's own restart, and the patience with those of the others.
+
+    Own addresses are answered for until the time in `kept_until` (monotonic seconds, 0: none is under way), whatever
+    the ring says meanwhile. `tell(event)` is told of a gateway that does not come back.
+    """
+
+    def __init__(self, run_dir: Path, ring: Ring, state: ClusterState, tell: Callable[[Event], object]) -> None:
+        self._run_dir = run_dir
+        self._ring = ring
+        self._state = state
+        self._tell = tell
+        self._patience = Patience(self._overdue)
+        self.kept_until = noted_restart(run_dir)
+
+    @property
+    def keeping(self) -> bool:
+        """Whether this gateway still answers for what it held before its restart."""
+        return self.kept_until > time.monotonic()
+
+    async def excuse(self) -> float:
+        """Ask the others to wait for this gateway; returns until when the kernel has to answer without it."""
+        await self._ring.data.put(self._key(self._state.node), msgpack.packb(GRACE_S))
+        until = time.monotonic() + LEASE_S
+        note_restart(self._run_dir, until)
+        return until
+
+    def over(self) -> None:
+        """This gateway is back: nobody has to wait for it any more."""
+        if self.kept_until:
+            self.kept_until = 0.0
+            forget_restart(self._run_dir)
+        if self._state.node in self._state.restarting:
+            del self._ring.data[self._key(self._state.node)]
+
+    def watch(self) -> None:
+        """Count the time of the nodes that ask for patience now."""
+        self._patience.watch(self._state.restarting)
+
+    def close(self) -> None:
+        """Stop counting."""
+        self._patience.close()
+
+    def _overdue(self, node: int) -> None:
+        state = self._state
+        if state.coordinator == state.node and node in state.restarting:
+            text = f"{state.name(node)} has not come back from its restart in time"
+            self._tell(Event("node.overdue", text, severity="warning"))
+            del self._ring.data[self._key(node)]
+
+    @staticmethod
+    def _key(node: int) -> str:
+        return f"{RESTART_PREFIX}{node}"

@@ -22,8 +22,8 @@ DASHBOARD = ROOT / "docs" / "grafana" / "rainlb.json"
 # lbd's own metrics, which the control double does not count: where they are registered.
 OF_LBD = {
     "loop_lag_seconds": "lb/upkeep/loop_lag.py",
-    "ring_total": "lb/cluster/cluster.py",
-    "replication_total": "lb/cluster/cluster.py",
+    "ring_total": "lb/cluster/figures.py",
+    "replication_total": "lb/cluster/figures.py",
 }
 
 
