@@ -17,153 +17,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from netlab.bare_network import Network
 from netlab.commands import run
 
-from tools.bench.corosync import Corosync, CorosyncFailed
-from tools.bench.ring_cluster import Cluster, NodeFailed
-from tools.bench.usage import (
-    cpu_seconds,
-    distribution,
-    machine_seconds,
-    private_mb,
-    resident_mb,
-)
+from tools.bench.corosync import Corosync
+from tools.bench.ring_cluster import Cluster
+from tools.bench.ring_detection import detection
+from tools.bench.ring_throughput import throughput
+from tools.bench.usage import Row, cpu_seconds, distribution, private_mb, resident_mb
 
-Row = dict[str, Any]
-FLOOD_GRACE_S = 20.0
-DISTURBED_MAX = 10
-FLOOD_SETTINGS = {"failure_detection_ms": 200}  # corosync's is 3,650; see `undisturbed`
 LATENCY_RATE, LATENCY_SIZE = 1000, 1024
-VIEW_TIMEOUT_S = 10.0
-COROSYNC_VIEW_TIMEOUT_S = 40.0
 ITEMS, ITEM_BYTES, UPDATES_PER_S = 10_000, 1024, 500
-CABLE_OUT_S = (0.2, 0.5, 0.8)  # whom a node asks for meanwhile (ARP), Linux asks for again only after a second
 SETTLE_S = 8.0  # datagrams lost while nodes start make the others ask for acknowledgements for a while
-COROSYNC_TUNED: dict[str, Any] = {"token_ms": 50, "ping_ms": 2000}  # its limit here: below, it excludes living nodes
-
-
-# --- throughput -----------------------------------------------------------------------------------------------------
-
-
-def undisturbed(cluster: Cluster, size: int, senders: list[int], options: argparse.Namespace) -> tuple[list[Row], int]:
-    """The repetitions of one cell, and how many more were thrown away because a view changed during them.
-
-    Here all nodes share the cores of one machine, and saturate them with real-time priority; then the kernel takes
-    50 ms of every second away from them for everybody else (its fair server), longer than the default failure budget.
-    """
-    rows: list[Row] = []
-    thrown_away = 0
-    while len(rows) < options.repetitions:
-        before = cluster.view_count()
-        row = flood(cluster, size, senders, options.seconds)
-        if cluster.view_count() == before:
-            rows.append(row)
-            continue
-        thrown_away += 1
-        if thrown_away > DISTURBED_MAX:
-            raise NodeFailed(f"views changed in {thrown_away} repetitions of {size} B: no figure")
-        cluster.wait_for(sorted(cluster.nodes))
-    return rows, thrown_away
-
-
-def flood(cluster: Cluster, size: int, senders: list[int], seconds: float) -> Row:
-    """One repetition of one cell."""
-    cluster.tell("prepare", size=size, senders=senders)
-    cluster.expect("prepared")
-    cpu, machine = cpu_seconds(cluster.pids()), machine_seconds()
-    cluster.tell("flood", size=size, senders=senders, seconds=seconds)
-    results = cluster.expect("flooded", seconds + FLOOD_GRACE_S)
-    cpu, machine = cpu_seconds(cluster.pids()) - cpu, machine_seconds() - machine
-    return flood_row(list(results.values()), size, cpu, machine)
-
-
-def flood_row(results: list[Row], size: int, cpu: float, machine: float) -> Row:
-    """What the nodes report, as rates; the slowest node counts."""
-    count, seconds = results[0]["delivered"], max(result["seconds"] for result in results)
-    return {
-        "messages_per_s": round(count / seconds),
-        "mb_per_s": round(count * size / seconds / 1e6, 1),
-        "same_order": len({(result["delivered"], result["order"]) for result in results}) == 1,
-        "cpu_s_per_million": round(cpu / count * 1e6, 2),
-        "machine_cpu_s_per_million": round(machine / count * 1e6, 2),
-    }
-
-
-def middle(rows: list[Row]) -> Row:
-    """The repetition with the median rate, and the spread."""
-    ordered = sorted(rows, key=lambda row: row["messages_per_s"])
-    chosen = dict(ordered[len(ordered) // 2])
-    chosen["same_order"] = all(row["same_order"] for row in rows)
-    chosen["repetitions"] = len(rows)
-    chosen["messages_per_s_range"] = [ordered[0]["messages_per_s"], ordered[-1]["messages_per_s"]]
-    return chosen
-
-
-def cells(options: argparse.Namespace, nodes: int) -> Iterator[tuple[int, str, list[int]]]:
-    """(size, name of the senders, senders)"""
-    for senders in options.senders:
-        for size in options.sizes:
-            yield size, senders, [1] if senders == "one" else list(range(1, nodes + 1))
-
-
-def throughput(options: argparse.Namespace) -> Iterator[Row]:
-    """Ordered multicast as fast as it goes."""
-    for nodes in options.nodes:
-        found: dict[tuple[int, str], Row] = {}
-        for size, senders, who in cells(options, nodes):
-            with Network(nodes) as network:
-                cluster = Cluster(network, settings=FLOOD_SETTINGS)
-                cluster.form()
-                time.sleep(0.3)
-                rows, thrown_away = undisturbed(cluster, size, who, options)
-            row = {**middle(rows), "thrown_away": thrown_away}
-            found[size, senders] = row
-            yield {"part": "throughput", "of": "rainlb", "nodes": nodes, "senders": senders, "size": size, **row}
-        if options.versus:
-            yield from corosync_throughput(options, nodes, found)
-
-
-def corosync_throughput(options: argparse.Namespace, nodes: int, ours: dict[tuple[int, str], Row]) -> Iterator[Row]:
-    """The same cells, with its real-time priority and without."""
-    best: dict[tuple[int, str], float] = {}
-    for realtime in (True, False):
-        name = "corosync" if realtime else "corosync without real-time priority"
-        for size, senders, who in cells(options, nodes):
-            head = {"part": "throughput", "of": name, "nodes": nodes, "senders": senders, "size": size}
-            try:
-                row = corosync_cell(options, nodes, size, len(who), realtime)
-            except CorosyncFailed as error:
-                yield {**head, "failed": str(error)}
-                continue
-            best[size, senders] = max(best.get((size, senders), 0), row["messages_per_s"])
-            yield {**head, **row}
-    for (size, senders), rate in best.items():
-        ratio = round(ours[size, senders]["messages_per_s"] / rate, 2)
-        head = {"part": "throughput", "of": "ratio", "nodes": nodes, "senders": senders, "size": size}
-        yield {**head, "rainlb_over_corosync": ratio, "target": "> 1", "met": ratio > 1}
-
-
-def corosync_cell(options: argparse.Namespace, nodes: int, size: int, senders: int, realtime: bool) -> Row:
-    """One of its cells, on a cluster of its own: a flood can make it lose members."""
-    with Network(nodes) as network:
-        corosync = Corosync(network, realtime=realtime)
-        try:
-            corosync.form()
-            rows = []
-            for _ in range(options.repetitions):
-                cpu, machine = cpu_seconds(corosync.pids()), machine_seconds()
-                results = corosync.clients("flood", nodes, senders, size, options.seconds, timeout=FLOOD_GRACE_S)
-                used, busy = cpu_seconds(corosync.pids()) - cpu, machine_seconds() - machine
-                rows.append(flood_row(results, size, used, busy))
-            return middle(rows)
-        finally:
-            corosync.stop()
-
-
-# --- latency --------------------------------------------------------------------------------------------------------
 
 
 def latency(options: argparse.Namespace) -> Iterator[Row]:
@@ -193,116 +60,6 @@ def latency(options: argparse.Namespace) -> Iterator[Row]:
                 yield {**head, "of": "corosync", "order": "agreed", "us": figures}
             finally:
                 corosync.stop()
-
-
-# --- detection ------------------------------------------------------------------------------------------------------
-
-
-def detection(options: argparse.Namespace) -> Iterator[Row]:
-    """From the death of a node, or the cut of its link, to the new view at the last survivor."""
-    for how in ("kill", "cut"):
-        with Network(3) as network:
-            cluster = Cluster(network)
-            cluster.form()
-            deaths = [one_death(cluster, network, how, victim=1 + n % 3) for n in range(options.deaths)]
-        found = [death.noticed_ms for death in deaths if death.noticed_ms is not None]
-        figures, missed = distribution(found), len(deaths) - len(found)
-        met = not missed and figures["p50"] <= 60 and figures["max"] <= 150
-        row = {"part": "detection", "of": "rainlb", "how": how, "ms": figures, "missed": missed}
-        if how == "cut":  # a killed one has to start its interpreter first
-            row["back_ms"] = distribution([death.back_ms for death in deaths])
-        yield {**row, "target": "p50 60, max 150", "met": met}
-    if options.versus:
-        yield from corosync_detection(options)
-
-
-class Death(NamedTuple):
-    """Milliseconds until every survivor had the view of the survivors, if ever; and, mended, until all were in one."""
-
-    noticed_ms: float | None
-    back_ms: float
-
-
-def one_death(cluster: Cluster, network: Network, how: str, victim: int) -> Death:
-    """The ring is whole again afterwards."""
-    time.sleep(0.4 + 0.013 * (victim + len(cluster.nodes[victim].views) % 7))  # at no fixed place of the token
-    survivors = [node for node in cluster.nodes if node != victim]
-    begin = time.monotonic()
-    if how == "kill":
-        cluster.nodes[victim].kill()
-    else:
-        begin = network.cut(victim)
-    try:
-        noticed_ms = (view_of(cluster, survivors, begin) - begin) * 1000
-    except NodeFailed:
-        noticed_ms = None
-    if how == "cut":
-        time.sleep(CABLE_OUT_S[len(cluster.nodes[victim].views) % len(CABLE_OUT_S)])
-    begin = time.monotonic()
-    if how == "kill":
-        cluster.start(victim)
-    else:
-        network.mend(victim)
-    return Death(noticed_ms, (view_of(cluster, sorted(cluster.nodes), begin) - begin) * 1000)
-
-
-def view_of(cluster: Cluster, nodes: list[int], since: float) -> float:
-    """When the last of these nodes came into the view of just these, for the first time since then."""
-    end = time.monotonic() + VIEW_TIMEOUT_S
-    while time.monotonic() < end:
-        views = [[t for t, members in cluster.nodes[n].views if members == nodes and t > since] for n in nodes]
-        if all(views):
-            return max(min(instants) for instants in views)
-        for node in nodes:
-            cluster.nodes[node].poll(0.005)
-    raise NodeFailed(f"no view of {nodes} at all of them within {VIEW_TIMEOUT_S:.0f} s")
-
-
-def corosync_detection(options: argparse.Namespace) -> Iterator[Row]:
-    """The same for its defaults and for its limit."""
-    choices: list[tuple[str, dict[str, Any]]] = [("corosync", {}), ("corosync at its limit", COROSYNC_TUNED)]
-    for name, settings in choices:
-        times: list[float] = []
-        missed = 0
-        for _ in range(min(options.deaths, 5)):
-            with Network(3) as network:
-                corosync = Corosync(network, **settings)
-                try:
-                    corosync.form()
-                    times.append(corosync_death(corosync))
-                except CorosyncFailed:
-                    missed += 1
-                finally:
-                    corosync.stop()
-        yield {"part": "detection", "of": name, "how": "kill", "ms": distribution(times), "missed": missed}
-
-
-def corosync_death(corosync: Corosync) -> float:
-    """Milliseconds from the death of node 3 to the last survivor's membership callback."""
-    watchers = [corosync.client(node, "watch", 3) for node in (1, 2, 3)]
-    for watcher in watchers:
-        await_members(watcher, 3)
-    time.sleep(0.5)
-    begin = time.monotonic()
-    corosync.kill([3])
-    last = max(await_members(watcher, 2) for watcher in watchers[:2])
-    return (last - begin) * 1000
-
-
-def await_members(watcher: subprocess.Popen[Any], count: int) -> float:
-    """When a watcher saw a membership of so many."""
-    assert watcher.stdout is not None
-    end = time.monotonic() + COROSYNC_VIEW_TIMEOUT_S
-    while time.monotonic() < end:
-        line = watcher.stdout.readline().split()
-        if not line:
-            raise CorosyncFailed("the watching client ended")
-        if int(line[1]) == count:
-            return float(line[0])
-    raise CorosyncFailed(f"no membership of {count}")
-
-
-# --- stability and idle cost ----------------------------------------------------------------------------------------
 
 
 def stability(options: argparse.Namespace) -> Iterator[Row]:
@@ -389,8 +146,6 @@ def items(options: argparse.Namespace) -> Iterator[Row]:
            "of_it_idle": round(statistics.mean(idle_cpu), 2), "copies_equal": len(digests) == 1,
            "raincore_2001": "below 1 %"}  # fmt: skip
 
-
-# --- command line ---------------------------------------------------------------------------------------------------
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "throughput": throughput,

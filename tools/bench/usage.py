@@ -6,6 +6,10 @@ import os
 import resource
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+# One line of a benchmark's output: figures by name.
+Row = dict[str, Any]
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
