@@ -17,7 +17,8 @@ from pathlib import Path
 
 from lb import methods
 from lb.configuration import validate
-from lb.configuration.model import ClusterConfig, IpAddress
+from lb.configuration.fields import IpAddress
+from lb.configuration.model import ClusterConfig
 from lb.configuration.node import NodeConfig
 from lb.engine.driver import EngineDriver
 from lb.engine.neighbours import Neighbours

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from lb import __version__
 from lb.configuration.advice import Network
-from lb.configuration.model import ClusterConfig, IpAddress
+from lb.configuration.fields import IpAddress
+from lb.configuration.model import ClusterConfig
 from lb.configuration.node import NodeConfig
 from lb.configuration.store import ConfigStore, FileStore
 from lb.control import Caller, ControlServer

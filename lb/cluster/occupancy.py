@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 
-from lb.configuration.model import IpAddress, Vip
+from lb.configuration.fields import IpAddress
+from lb.configuration.model import Vip
 from lb.network.announce import Segment, probe
 from lb.network.netlink_messages import Link
 

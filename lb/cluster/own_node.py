@@ -11,7 +11,7 @@ from lb.cluster.resources import Resources
 from lb.cluster.routed_vips import RoutedVips
 from lb.cluster.state import ClusterState
 from lb.cluster.steering import LocalLink, tunnel_end
-from lb.configuration.model import IpAddress
+from lb.configuration.fields import IpAddress
 from lb.configuration.node import NodeConfig
 from lb.connections.replication import Replication
 from lb.network.links import LinkWatch

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from lb.configuration.change import succeed
-from lb.configuration.model import ClusterConfig, pack, unpack
+from lb.configuration.model import ClusterConfig
+from lb.configuration.plain import pack, unpack
 from lb.configuration.store import FILE_NAME, OnChange, VersionConflict, load, save
 from lb.control import Caller, ControlError
 from sync.data import OutcomeUnknown, RequestRefused

@@ -18,7 +18,7 @@ from ebpf import layout
 from ebpf.layout import NODE_COUNT_MAX, STEERING_TABLE, NodeFlag
 from ebpf.maps import Map, Maps
 from lb.cluster.ownership import Cluster, NodeFacts, steering_nodes, working_nodes
-from lb.configuration.model import IpAddress
+from lb.configuration.fields import IpAddress
 from lb.engine.backend_table import Choice, maglev
 from lb.engine.plan import marked
 

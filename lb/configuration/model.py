@@ -6,19 +6,15 @@ This file is the one definition of the declarative cluster file. `lb.configurati
 classes (in a short-lived child: the daemon never loads the validator), `docs/configuration.md` is generated from them,
 and every part of the daemon, the API and the cluster passes them around. A value of these types has been validated;
 code that receives one need not check it again.
-
-Only the standard library is used, apart from `annotated_types` for the limits.
 """
 
-import hashlib
 import ipaddress
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-import msgpack
-from annotated_types import Ge, Le, Len, Predicate
+from annotated_types import Ge, Le, Len
+
+from lb.configuration.fields import Address, Identity, InterfaceAddress, IpAddress, Name, Port, Strict, described
 
 SERVICE_COUNT_MAX = 4095
 BACKEND_COUNT_MAX = 16383
@@ -27,7 +23,6 @@ VIP_COUNT_MAX = 4096
 ANY_PORT = 0
 WEIGHT_MAX = 65535
 
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Forward = Literal["dsr", "tunnel", "nat", "local"]
 Scheduler = Literal["maglev", "rr", "wlc", "source"]
 Protocol = Literal["tcp", "udp"]
@@ -37,75 +32,6 @@ HealthKind = Literal["tcp", "http", "https", "udp", "dns", "icmp", "script"]
 Reach = Literal["vip", "address"]
 RebalanceMode = Literal["off", "count", "load"]
 Announce = Literal["arp", "route"]
-
-
-def is_name(text: str) -> bool:
-    """A name that needs no quoting in a shell, a URL or a metric label."""
-    return 0 < len(text) <= 64 and text[0].isalnum() and all(c.isascii() and (c.isalnum() or c in "-_.") for c in text)
-
-
-def is_address(text: str) -> bool:
-    try:
-        return not ipaddress.ip_address(text).is_unspecified
-    except ValueError:
-        return False
-
-
-def is_interface_address(text: str) -> bool:
-    try:
-        ipaddress.ip_interface(text)
-    except ValueError:
-        return False
-    return "/" in text
-
-
-def is_network(text: str) -> bool:
-    try:
-        ipaddress.ip_network(text)
-    except ValueError:
-        return False
-    return True
-
-
-Name = Annotated[str, Predicate(is_name)]
-Address = Annotated[str, Predicate(is_address)]
-InterfaceAddress = Annotated[str, Predicate(is_interface_address)]
-Network = Annotated[str, Predicate(is_network)]
-Port = Annotated[int, Ge(0), Le(65535)]
-Identity = Annotated[int, Ge(0), Le(16383)]
-
-# What a failed predicate is called in an error message.
-ALLOWED_TEXT: Mapping[Any, str] = MappingProxyType(
-    {
-        is_name: "1 to 64 letters, digits, '-', '_' or '.', starting with a letter or digit",
-        is_address: "an IPv4 or IPv6 address without prefix length",
-        is_network: "an IPv4 or IPv6 network without host bits, such as 172.16.0.0/16",
-        is_interface_address: "an IPv4 or IPv6 address with prefix length, such as 10.0.1.100/24",
-    }
-)
-
-
-def described(
-    description: str, /, *, default: Any = ..., key: str = "", internal: bool = False, factory: Any = None
-) -> Any:
-    """A dataclass field with its text for the documentation.
-
-    `key` is its name in the file where that differs (tables of arrays are singular in TOML). An `internal` field is
-    the daemon's own bookkeeping: it is stored and sent with the rest, and refused in a file written by an operator.
-    """
-    metadata = {"description": description, "key": key, "internal": internal}
-    if factory is not None:
-        return field(default_factory=factory, metadata=metadata)
-    if default is ...:
-        return field(metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-class Strict:
-    """Mixed into every class of a file: the validator refuses keys that are not fields."""
-
-    __slots__ = ()
-    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012  (read by the validator, never written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,85 +272,3 @@ class ClusterConfig(Strict):
 
 
 EMPTY = ClusterConfig()
-
-T = TypeVar("T")
-
-
-def to_plain(value: Any) -> Any:
-    """The value as dicts, lists and scalars (keys are the field names), fit for msgpack and JSON."""
-    if is_dataclass(value):
-        return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: to_plain(item) for key, item in value.items()}
-    return value
-
-
-def from_plain(kind: type[T], plain: Any) -> T:
-    """The inverse of `to_plain` for a value that was validated before it was stored or sent.
-
-    Fields that are absent take their defaults and unknown ones are ignored, so that neighbouring versions of the
-    daemon can exchange configurations. Raises ValueError when the structure is not that of `kind`.
-    """
-    return _rebuild(kind, plain)  # type: ignore[no-any-return]
-
-
-def _rebuild(kind: Any, plain: Any) -> Any:
-    origin = get_origin(kind)
-    if origin is Annotated:
-        return _rebuild(get_args(kind)[0], plain)
-    if origin is tuple:
-        if not isinstance(plain, (list, tuple)):
-            raise ValueError(f"expected a list, got {type(plain).__name__}")
-        return tuple(_rebuild(get_args(kind)[0], item) for item in plain)
-    if origin is dict:
-        if not isinstance(plain, dict):
-            raise ValueError(f"expected a table, got {type(plain).__name__}")
-        return {key: _rebuild(get_args(kind)[1], item) for key, item in plain.items()}
-    if is_dataclass(kind):
-        return _rebuild_dataclass(kind, plain)
-    members = get_args(kind)
-    dataclass_member = next((member for member in members if is_dataclass(member)), None)
-    if dataclass_member is not None:
-        return None if plain is None else _rebuild(dataclass_member, plain)
-    return plain
-
-
-def _rebuild_dataclass(kind: Any, plain: Any) -> Any:
-    if not isinstance(plain, dict):
-        raise ValueError(f"expected the fields of {kind.__name__}, got {type(plain).__name__}")
-    hints = _hints(kind)
-    try:
-        return kind(**{name: _rebuild(hint, plain[name]) for name, hint in hints.items() if name in plain})
-    except TypeError as error:
-        raise ValueError(f"{kind.__name__}: {error}") from None
-
-
-_hints_by_class: dict[Any, dict[str, Any]] = {}
-
-
-def _hints(kind: Any) -> dict[str, Any]:
-    hints = _hints_by_class.get(kind)
-    if hints is None:
-        known = get_type_hints(kind, include_extras=True)
-        hints = _hints_by_class[kind] = {item.name: known[item.name] for item in fields(kind)}
-    return hints
-
-
-def pack(config: ClusterConfig) -> bytes:
-    """Canonical bytes of a configuration: the same on every gateway for the same value."""
-    return msgpack.packb(to_plain(config))  # type: ignore[no-any-return]
-
-
-def unpack(data: bytes) -> ClusterConfig:
-    """Raises ValueError for bytes that are not a packed configuration."""
-    try:
-        return from_plain(ClusterConfig, msgpack.unpackb(data))
-    except (msgpack.UnpackException, msgpack.FormatError, TypeError) as error:
-        raise ValueError(f"not a packed configuration: {error}") from None
-
-
-def digest(config: ClusterConfig) -> str:
-    """Short fingerprint of the whole value, version and identities included."""
-    return hashlib.blake2b(pack(config), digest_size=8).hexdigest()

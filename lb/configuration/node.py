@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len, Predicate
 
-from lb.configuration.model import Name, Network, Strict, described
+from lb.configuration.fields import Name, Network, Strict, described
 
 XdpMode = Literal["auto", "native", "generic"]
 RingMode = Literal["consistent", "fast"]

@@ -20,8 +20,10 @@ import msgpack
 from pydantic import TypeAdapter, ValidationError
 
 from lb.configuration.cross_check import Fault, Path, check_cluster, check_node
-from lb.configuration.model import ALLOWED_TEXT, ClusterConfig, to_plain
+from lb.configuration.fields import ALLOWED_TEXT
+from lb.configuration.model import ClusterConfig
 from lb.configuration.node import SCHEDULING_TEXT, NodeConfig, is_scheduling
+from lb.configuration.plain import to_plain
 from lb.configuration.toml_lines import line_of
 
 Kind = Literal["node", "cluster"]

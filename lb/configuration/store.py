@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from lb.configuration.change import succeed
-from lb.configuration.model import EMPTY, ClusterConfig, pack, unpack
+from lb.configuration.model import EMPTY, ClusterConfig
+from lb.configuration.plain import pack, unpack
 from lb.control import Caller
 
 FILE_NAME = "cluster.msgpack"

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgpack
 
-from lb.configuration.model import ClusterConfig, from_plain
+from lb.configuration.model import ClusterConfig
 from lb.configuration.node import ConfigError, NodeConfig
+from lb.configuration.plain import from_plain
 
 CHILD_SECONDS_MAX = 30
 

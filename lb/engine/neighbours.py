@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lb.configuration.model import ClusterConfig, IpAddress
+from lb.configuration.fields import IpAddress
+from lb.configuration.model import ClusterConfig
 from lb.engine.plan import Hop
 from lb.network.netlink import Netlink, NetlinkError
 from lb.network.netlink_messages import Link, Neighbour, Route

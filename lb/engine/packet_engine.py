@@ -19,7 +19,8 @@ import numpy as np
 from ebpf import layout, libbpf
 from ebpf.layout import SLOT_TARGET_MASK, AddressFlag, Setting
 from ebpf.maps import Map, Maps, create_table
-from lb.configuration.model import EMPTY, ClusterConfig, IpAddress
+from lb.configuration.fields import IpAddress
+from lb.configuration.model import EMPTY, ClusterConfig
 from lb.configuration.node import NodeConfig
 from lb.engine.plan import (
     CONFIGURED_FLAGS,

@@ -11,7 +11,7 @@ from ebpf import libbpf, loader, probe_path
 from ebpf.layout import AddressFlag
 from ebpf.maps import LayoutMismatchError, Maps, MapsMissingError
 from ebpf.probe import CLOCK_REMEDY, clock_offset_s
-from lb.configuration.model import IpAddress
+from lb.configuration.fields import IpAddress
 from lb.configuration.node import NodeConfig
 from lb.engine.packet_engine import read_addresses
 from lb.network.netlink import Netlink

@@ -16,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lb.configuration.model import HealthCheck, from_plain
+from lb.configuration.model import HealthCheck
+from lb.configuration.plain import from_plain
 from lb.control import ControlError
 from lb.control.client import ControlClient
 from lb.health.checks import Target

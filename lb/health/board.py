@@ -20,7 +20,8 @@ from typing import Any
 import msgpack
 
 from ebpf.probe_path import mark_of
-from lb.configuration.model import Backend, ClusterConfig, Service, to_plain
+from lb.configuration.model import Backend, ClusterConfig, Service
+from lb.configuration.plain import to_plain
 from lb.health.agreement import Report, checkers, slow_start_weight, verdict
 
 REPORT_PREFIX = "health/"

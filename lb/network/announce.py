@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from lb.configuration.model import IpAddress
+from lb.configuration.fields import IpAddress
 
 # Seconds after the takeover at which it is said again: dense while a burst may be lost, then for late listeners.
 REPEAT_AFTER_S = (0.0, 0.02, 0.1, 0.4, 1.5, 5.0, 15.0)

@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Mapping
 
-from lb.configuration.model import IpAddress
+from lb.configuration.fields import IpAddress
 from lb.network import netlink_messages as wire
 from lb.network.netlink_messages import Address, IpInterface, Link, Neighbour, Route
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 
-from lb.configuration.model import IpAddress
+from lb.configuration.fields import IpAddress
 
 IpInterface = IPv4Interface | IPv6Interface
 

@@ -4,7 +4,8 @@ hash chose, whoever holds the address, and stays there when the address moves.""
 
 import asyncio
 
-from lb.configuration.model import ClusterConfig, IpAddress
+from lb.configuration.fields import IpAddress
+from lb.configuration.model import ClusterConfig
 from lb.engine.packet_path import deliver_locally
 from lb.gateway import Gateway
 

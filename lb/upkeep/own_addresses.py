@@ -4,7 +4,7 @@
 import asyncio
 
 from lb.configuration.advice import Network
-from lb.configuration.model import IpAddress
+from lb.configuration.fields import IpAddress
 from lb.gateway import Gateway
 from lb.network.netlink import Netlink
 from lb.network.netlink_monitor import Monitor

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lb.configuration import schema
-from lb.configuration.model import ClusterConfig, from_plain, pack, to_plain, unpack
+from lb.configuration.model import ClusterConfig
+from lb.configuration.plain import from_plain, pack, to_plain, unpack
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 ODD_VALUES = (

@@ -8,7 +8,7 @@ from ipaddress import ip_interface
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.configuration.model import IpAddress
+from lb.configuration.fields import IpAddress
 from lb.network import netlink_messages as wire
 from tests.unit.cluster_namespaces import pair
 

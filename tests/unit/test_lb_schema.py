@@ -12,19 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lb.configuration import schema, validate
-from lb.configuration.model import (
-    EMPTY,
-    Backend,
-    ClusterConfig,
-    Service,
-    Vip,
-    digest,
-    from_plain,
-    pack,
-    to_plain,
-    unpack,
-)
+from lb.configuration.model import EMPTY, Backend, ClusterConfig, Service, Vip
 from lb.configuration.node import ConfigError, NodeConfig, split_address
+from lb.configuration.plain import digest, from_plain, pack, to_plain, unpack
 from lb.configuration.schema import Invalid, parse
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"

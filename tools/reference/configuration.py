@@ -6,7 +6,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Le, Len, Predicate
 
-from lb.configuration.model import ALLOWED_TEXT, ClusterConfig, is_address, is_interface_address, is_name, is_network
+from lb.configuration.fields import ALLOWED_TEXT, is_address, is_interface_address, is_name, is_network
+from lb.configuration.model import ClusterConfig
 from lb.configuration.node import SCHEDULING_TEXT, NodeConfig, is_scheduling
 from lb.configuration.schema import file_key, nested_class
 
