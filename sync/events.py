@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate
+from struct import Struct
 from typing import NamedTuple
 
 from sync.transport.effects import PeerConfig, Resolve, Transmit
@@ -237,7 +238,7 @@ class Deliver(NamedTuple):
     position: int
     messages: int
     sizes: bytes | memoryview
-    """``messages`` little-endian u32 lengths: ``numpy.frombuffer(batch.sizes, '<u4')``."""
+    """``messages`` little-endian u32 lengths; ``lengths`` reads them."""
     data: bytes | memoryview
     """The payloads, one behind the other."""
 
@@ -246,7 +247,7 @@ class Deliver(NamedTuple):
         data = self.data
         if self.messages == 1:
             return [data]
-        sizes = memoryview(self.sizes).cast("I") if _LITTLE else _swapped(self.sizes)
+        sizes = lengths(self.sizes)
         view = memoryview(data)
         ends = list(accumulate(sizes))
         return [view[end - size : end] for size, end in zip(sizes, ends, strict=True)]
@@ -303,9 +304,12 @@ class Trace(NamedTuple):
 
 Effect = Transmit | Resolve | ViewChanged | Deliver | PeerMessage | Done | Refused | TokenVisit | Left | Trace
 
+_SIZE = Struct("<I")
 _LITTLE = memoryview(b"\x01\x00\x00\x00").cast("I")[0] == 1
 
 
-def _swapped(sizes: bytes | memoryview) -> list[int]:
-    raw = bytes(sizes)
-    return [int.from_bytes(raw[i : i + 4], "little") for i in range(0, len(raw), 4)]
+def lengths(sizes: bytes | memoryview) -> Sequence[int]:
+    """The little-endian u32 that ``sizes`` consists of, at any alignment; no copy where that is the machine's order."""
+    if _LITTLE:
+        return memoryview(sizes).cast("I")
+    return [size for (size,) in _SIZE.iter_unpack(sizes)]

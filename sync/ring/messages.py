@@ -12,9 +12,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
-import numpy as np
-
-from sync.events import Refusal
+from sync.events import Refusal, lengths
 from sync.ring.lineage import Epoch, EpochId
 from sync.ring.token import COUNT_MAX, Farewell, Kind, Member, Parcel, Proposal, Token
 
@@ -275,7 +273,7 @@ def payload_bytes(body: bytes | memoryview, messages: int) -> int:
     """Sum of the sizes in front of a parcel's payloads."""
     if messages == 1:
         return int.from_bytes(body[:4], "little")
-    return int(np.frombuffer(body, "<u4", messages).sum(dtype=np.uint64))
+    return sum(lengths(memoryview(body)[: 4 * messages]))
 
 
 def _check_body(kind: int, messages: int, body: memoryview) -> None:

@@ -79,8 +79,8 @@ class Cipher(Protocol):
     def seal_body(self, nonce: bytes, payload: Buffer) -> tuple[Buffer, bytes]:
         """(protected payload, tag) for a payload whose header carries a tag of its own."""
 
-    def open_body(self, nonce: bytes, body: memoryview, tag: Buffer, target: memoryview) -> None:
-        """Put the plain payload into `target`, which may be `body` itself; Refused if the tag does not fit."""
+    def open_body(self, nonce: bytes, sealed: Buffer) -> Buffer:
+        """The plain payload of protected payload + tag, a view if nothing is encrypted; Refused if the tag is wrong."""
 
     def tag(self, nonce: bytes, header: bytes) -> bytes:
         """The tag of a header."""
@@ -107,10 +107,10 @@ class _Gmac:
     def seal_body(self, nonce: bytes, payload: Buffer) -> tuple[Buffer, bytes]:
         return payload, self._aead.encrypt(nonce, b"", payload)
 
-    def open_body(self, nonce: bytes, body: memoryview, tag: Buffer, target: memoryview) -> None:
-        self.check(nonce, body, tag)
-        if target is not body:
-            target[:] = body
+    def open_body(self, nonce: bytes, sealed: Buffer) -> Buffer:
+        view = memoryview(sealed).toreadonly()
+        self.check(nonce, view[:-TAG_LENGTH], view[-TAG_LENGTH:])
+        return view[:-TAG_LENGTH]
 
     def tag(self, nonce: bytes, header: bytes) -> bytes:
         return self._aead.encrypt(nonce, b"", header)
@@ -138,8 +138,8 @@ class _ChaCha:
         sealed = memoryview(self._aead.encrypt(nonce, payload, None))
         return sealed[:-TAG_LENGTH], bytes(sealed[-TAG_LENGTH:])
 
-    def open_body(self, nonce: bytes, body: memoryview, tag: Buffer, target: memoryview) -> None:
-        target[:] = self._decrypt(nonce, b"".join((body, tag)), None)
+    def open_body(self, nonce: bytes, sealed: Buffer) -> Buffer:
+        return self._decrypt(nonce, sealed, None)
 
     def tag(self, nonce: bytes, header: bytes) -> bytes:
         return self._aead.encrypt(nonce, b"", header)

@@ -7,9 +7,8 @@ Nothing in here is written to before the datagram's header has been authenticate
 
 from typing import Final
 
-import numpy as np
-
-from sync.transport.burst import gather_run
+from sync.memory import buffer
+from sync.transport.burst import gather
 from sync.transport.wire import (
     INDEX_AT,
     MESSAGE_LENGTH_MAX,
@@ -25,11 +24,6 @@ from sync.transport.wire import (
 PARTIAL_BYTES_MAX: Final = 2 * MESSAGE_LENGTH_MAX
 PARTIAL_MESSAGES_MAX: Final = 1024
 PARTIAL_CHUNKS_MAX: Final = 1024
-
-
-def buffer(length: int) -> memoryview:
-    """Fresh memory. Not zeroed: touching 64 MiB at once would hold up the loop for tens of milliseconds."""
-    return memoryview(np.empty(length, dtype=np.uint8).data)
 
 
 class PartialChunk:
@@ -52,12 +46,9 @@ class PartialChunk:
 
     def put(self, data: Buffer) -> bool:
         """Take a segment, or a run of them; True when the chunk is complete."""
-        first, count = data[INDEX_AT], 1
-        if len(data) > self.segment_size:
-            count = gather_run(data, self.segment_size, self.sealed)
-        else:
-            at = first * self._slice_length
-            self.sealed[at : at + len(data) - SEGMENT_OVERHEAD] = data[SEGMENT_OVERHEAD:]
+        first, count = data[INDEX_AT], -(-len(data) // self.segment_size)
+        at, slices = first * self._slice_length, gather(data, self.segment_size)
+        self.sealed[at : at + len(slices)] = slices
         self.held |= (1 << count) - 1 << first
         return self.held == self.full
 
@@ -124,9 +115,7 @@ class ReceiveWindow:
         return chunk
 
     def target(self, header: ChunkHeader) -> memoryview:
-        """Where a chunk's payload belongs: the right part of its message, or a buffer of its own if it is the whole."""
-        if header.length == header.message_length:
-            return buffer(header.length)
+        """Where the payload of a chunk that is not its whole message belongs: the right part of that message."""
         partial = self.messages.get(header.message)
         if partial is None:
             if (
@@ -141,9 +130,10 @@ class ReceiveWindow:
         return partial.data[header.offset : header.offset + header.length]
 
     def accept(self, sequence: int, header: ChunkHeader, payload: Buffer) -> Buffer | None:
-        """Settle a chunk whose authentic payload is in its `target`; the message, once this was the last part of it."""
+        """Settle a chunk with its authentic payload; the message, once this was the last part of it."""
         message: Buffer | None = payload
         if header.length != header.message_length:
+            self.target(header)[:] = payload
             message = self._complete(header)
         if sequence in self.chunks:
             self._forget_chunk(sequence)

@@ -81,7 +81,7 @@ class Receiver:
                 self._local.effects.append(Asked(session.node))
             return True
         if payload is not None:
-            self._accept(prefix, header, payload, link, address)
+            self._settle(prefix, header, payload, link, address)
         elif segment_size and is_whole(data, header):
             self._take_burst(cipher, prefix, header, data, link, address)
         else:
@@ -141,11 +141,9 @@ class Receiver:
     def _take_burst(
         self, cipher: Cipher, prefix: Prefix, header: ChunkHeader, data: Buffer, link: int, address: Hashable
     ) -> None:
-        """A whole chunk at once, copied straight to where it belongs."""
-        target = self.window.target(header)
-        tag = gather(data, header, target)
-        cipher.open_body(nonce(wire.CHUNK_BODY, prefix.destination, 0, prefix.sequence), target, tag, target)
-        self._settle(prefix, header, target, link, address)
+        """A whole chunk at once."""
+        payload = self._open_body(cipher, prefix, gather(data, header.segment_size))
+        self._settle(prefix, header, payload, link, address)
 
     def _put(
         self, cipher: Cipher, prefix: Prefix, header: ChunkHeader, data: Buffer, link: int, address: Hashable
@@ -161,20 +159,16 @@ class Receiver:
                 self._reports[prefix.sequence] = chunk.held
                 self._owe_ack(link, address)
             return
-        target, sealed = self.window.target(header), memoryview(chunk.sealed)
-        body, tag = sealed[: header.length], sealed[header.length :]
         try:
-            cipher.open_body(nonce(wire.CHUNK_BODY, prefix.destination, 0, prefix.sequence), body, tag, target)
+            payload = self._open_body(cipher, prefix, chunk.sealed)
         except Refused:
             chunk.clear()
             raise Refused("damaged_chunk") from None
-        self._settle(prefix, header, target, link, address)
-
-    def _accept(self, prefix: Prefix, header: ChunkHeader, payload: Buffer, link: int, address: Hashable) -> None:
-        """Take a chunk that came in one datagram."""
-        if header.length != header.message_length:
-            self.window.target(header)[:] = payload
         self._settle(prefix, header, payload, link, address)
+
+    @staticmethod
+    def _open_body(cipher: Cipher, prefix: Prefix, sealed: Buffer) -> Buffer:
+        return cipher.open_body(nonce(wire.CHUNK_BODY, prefix.destination, 0, prefix.sequence), sealed)
 
     def _settle(self, prefix: Prefix, header: ChunkHeader, payload: Buffer, link: int, address: Hashable) -> None:
         message = self.window.accept(prefix.sequence, header, payload)

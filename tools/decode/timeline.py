@@ -149,16 +149,13 @@ class Timeline:
             return None
         self._slices.pop(name, None)
         sealed = b"".join(slices[index] for index in range(count))
-        body, tag = memoryview(sealed)[: header.length], sealed[header.length :]
-        if self._keys is None or len(tag) != wire.TAG_LENGTH:
-            return bytes(body)
-        target = memoryview(bytearray(header.length))
+        if self._keys is None or len(sealed) != header.length + wire.TAG_LENGTH:
+            return sealed[: header.length]
         nonce = wire.nonce(wire.CHUNK_BODY, prefix.destination, 0, prefix.sequence)
         try:
-            self._cipher(prefix, encrypt=False).open_body(nonce, body, tag, target)
+            return bytes(self._cipher(prefix, encrypt=False).open_body(nonce, sealed))
         except Refused:
-            self._cipher(prefix, encrypt=True).open_body(nonce, body, tag, target)
-        return bytes(target)
+            return bytes(self._cipher(prefix, encrypt=True).open_body(nonce, sealed))
 
     def _join(self, prefix: Prefix, header: ChunkHeader, payload: bytes) -> bytes | None:
         if header.length == header.message_length:
