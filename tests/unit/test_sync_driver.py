@@ -24,9 +24,10 @@ from sync.transport.keys import KeyRing
 FAILURE_MS = 400.0  # three nodes in one process on a busy machine are late for each other
 
 
-def make_rings(count: int, **settings: Any) -> list[Ring]:
+def make_rings(count: int, host: str = "127.0.0.1", **settings: Any) -> list[Ring]:
     """Rings that know each other and share a key."""
-    addresses = {n: f"127.0.0.1:{port}" for n, port in enumerate(free_ports(count), 1)}
+    shown = f"[{host}]" if ":" in host else host
+    addresses = {n: f"{shown}:{port}" for n, port in enumerate(free_ports(count, host=host), 1)}
     keys = KeyRing([b"k" * 32])
     rings = []
     for node, own in addresses.items():
@@ -100,6 +101,22 @@ async def test_messages_come_in_one_order_at_all() -> None:
         assert len(set(positions)) == 30
         await until(lambda: all(len(log) == 60 for log in seen))
         assert seen[0] == seen[1] == seen[2]
+
+
+async def test_an_encrypted_ring_over_ipv6_carries_what_any_other_does() -> None:
+    async with formed(3, host="::1", encrypt=True) as rings:
+        got: dict[int, list[bytes]] = {ring.config.node: [] for ring in rings}
+        for ring in rings:
+            ring.subscribe(20, lambda batch, log=got[ring.config.node]: log.extend(map(bytes, batch.payloads())))  # type: ignore[misc]
+        # Of several fragments, and of less than one.
+        sent = [b"%d" % ring.config.node * 100_000 for ring in rings] + [b"small"]
+        for ring, payload in zip((*rings, rings[0]), sent, strict=True):
+            await ring.multicast(20, payload)
+        await until(lambda: all(log == sent for log in got.values()))
+        assert await rings[1].data.put("x", b"1") > 0
+        await until(lambda: rings[2].data.get("x") == b"1")
+        await rings[0].leave()
+        await until(lambda: all(set(ring.members) == {2, 3} for ring in rings[1:]))
 
 
 async def test_shared_data_from_every_node() -> None:
