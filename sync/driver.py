@@ -184,6 +184,14 @@ class Ring(EventStream, Coordination):
         """State of this node's critical resources taken together."""
         self._step(CriticalResource(available))
 
+    def set_in_use(self, in_use: bool) -> None:
+        """Whether somebody is served by what the group's state says, to be told alike by all members.
+
+        Of two groups that merge, the one whose state is in use keeps it, before history and size are compared.
+        """
+        self.shared.set_in_use(in_use)
+        self.flush_soon()
+
     async def multicast(
         self,
         channel: int,

@@ -189,7 +189,10 @@ class Eligible:
 
 @dataclass(slots=True)
 class Standing:
-    """How much this node's state counts in a merge: the group of higher (standing, size, id) keeps its history."""
+    """How much the group's state counts in a merge: the group of higher (standing, size, id) keeps its history.
+
+    All members that know it say the same; 0 from one that does not.
+    """
 
     value: int
 

@@ -392,7 +392,7 @@ class Node:
         self._ring.standing = event.value
         token = self._ring.token
         if token is not None and self._ring.eating:
-            token.standing = max(token.standing, event.value)
+            self._ring.weigh(token)
 
 
 def transport_config(config: RingConfig) -> TransportConfig:

@@ -20,7 +20,7 @@ from lb.cluster.lease import KernelLease
 from lb.cluster.load import LoadMeter
 from lb.cluster.occupancy import Occupancy
 from lb.cluster.own_node import OwnNode
-from lb.cluster.ownership import Holding, confirm, decide, hand_on, to_hold
+from lb.cluster.ownership import Holding, confirm, decide, hand_on, in_use, to_hold
 from lb.cluster.ownership_writer import OwnershipWriter
 from lb.cluster.placement import Standing
 from lb.cluster.planned_restart import PlannedRestart
@@ -272,6 +272,7 @@ class Cluster:
         self.vips.want(hold)
         taken = new & self.vips.taken.keys() & state.holdings.keys()
         self._figures.taken(state.holdings[address] for address in taken)
+        self.ring.set_in_use(in_use(cluster, routed=bool(self.store.current.routed_vips)))
         self.vips.member_macs |= frozenset(mac for fact in cluster.facts.values() for _, mac in fact.macs)
         self._restart.watch()
         if not self._restart.keeping and not self._is_patient() and not self._stopping:

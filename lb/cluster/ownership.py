@@ -263,6 +263,13 @@ def announcers(cluster: Cluster) -> list[int]:
     return _best(cluster, Standing.JOINING, Standing.OUT)
 
 
+def in_use(cluster: Cluster, routed: bool) -> bool:
+    """Whether clients are served by what the group's state says: a member owns an address, or announces the `routed`
+    ones. Where two groups merge, such a state outweighs one that nobody would miss."""
+    owners = {holding.owner for holding in cluster.holdings.values()}
+    return cluster.serving and bool(owners & cluster.members or (routed and announcers(cluster)))
+
+
 def announces(cluster: Cluster, node: int, own: Standing) -> bool:
     """Whether `node`, whose standing is `own` as it knows itself, is to announce VIPs as routes now.
 

@@ -54,6 +54,7 @@ class Circulation(Holding):
     def __init__(self, config: RingConfig, link: Link, incarnation: int, now: float, view_number: int) -> None:
         super().__init__(config, link, incarnation, now, view_number)
         self.standing = 0
+        """What this node says of its group's state; 0: nothing."""
         self.joining = True
         """Asks to be taken in; its own history, if any, counts only if nobody does."""
         self.haste = False
@@ -152,7 +153,6 @@ class Circulation(Holding):
                 self._give_up_merge(now)
         entry.flags &= ~JOINER
         entry.last_hop = token.hop
-        token.standing = max(token.standing, self.standing)
         self.token = token
         self.joining = False
         self._epoch_number = max(self._epoch_number, token.epoch.number)
@@ -256,6 +256,7 @@ class Circulation(Holding):
         if self.haste:
             token.hasten()
         self.haste = self.haste_asked = False
+        self.weigh(token)
         self._expel(token)
         self._invite(now, token)
         if token.hop >= token.quiet_until and not self.awaiting_view:
@@ -270,6 +271,11 @@ class Circulation(Holding):
             self._keep(now)
         elif token.members:
             self._pass(now, token)
+
+    def weigh(self, token: Token) -> None:
+        """Say what the group's state is worth, if this node knows: one that has just been invited does not."""
+        if self.standing and not self.awaiting_view:
+            token.standing = self.standing
 
     def _pass(self, now: float, token: Token) -> None:
         peer = token.successor(self.local).id
@@ -335,7 +341,6 @@ class Circulation(Holding):
         self.stream.stable = own.next_position
         self.deliver()
         others = own.ring_from(self.local)[1:]
-        token.standing = max(token.standing, own.standing)
         token.view_number = max(token.view_number, own.view_number)
         token.farewells.append(Farewell(own.epoch, own.hop, own.next_position))
         entry = token.member(self.local)

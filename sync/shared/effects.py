@@ -68,7 +68,9 @@ class Complete(NamedTuple):
 
 
 class StandingChanged(NamedTuple):
-    """How much our state is to count when groups merge: the order of magnitude of its history."""
+    """How much our state is to count when groups merge: whether it is in use, and the magnitude of its history.
+
+    0: our copy is not the group's at present, others know."""
 
     value: int
 

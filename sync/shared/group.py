@@ -30,6 +30,9 @@ from .leases import CHECK_INTERVAL_S
 from .own_copy import COMPARE_INTERVAL_S, Phase
 from .results import Refusal, Refused, Unknown
 
+IN_USE = 1 << 8
+"""Added to the standing of a state that is in use: more than any history counts for."""
+
 
 class SharedData(Comparison):
     """One node's copy of the shared state, and this node's requests to it. `session` is the ring incarnation."""
@@ -196,8 +199,13 @@ class SharedData(Comparison):
             held.renewing = self.submit(now, Kind.RENEW, held.name, held.ticket, urgent=False)
             held.asked_at = now
 
+    def set_in_use(self, in_use: bool) -> None:
+        """Whether somebody is served by what this state says: in a merge that counts more than its history."""
+        self._in_use = in_use
+
     def _announce_standing(self) -> None:
-        standing = self.replica.clock.bit_length()
+        """0, which leaves the word to others, while this copy is not the group's."""
+        standing = self.replica.doublings + IN_USE * self._in_use if self.phase is Phase.READY else 0
         if standing != self._standing:
             self._standing = standing
             self._effects.append(StandingChanged(standing))

@@ -59,6 +59,7 @@ class Copy:
         self._next_compare = inf
         self._audited = 0
         self._standing = 0
+        self._in_use = False
         self._effects: list[Effect] = []
 
     def _apply(self, now: float, place: Deferred) -> None:

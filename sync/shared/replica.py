@@ -25,6 +25,7 @@ class Replica:
     def __init__(self) -> None:
         self.lineage = 0  # the founding this state descends from; 0: nothing founded yet
         self.clock = 0
+        self.doublings_at_loss = 0  # `doublings` when a member was first lost since one was last won; 0: none was
         self.sessions: dict[int, int] = {}  # incarnation of every member, as settled at the last view
         self.items = ItemStore()
         self.locks = LockTable()
@@ -45,6 +46,16 @@ class Replica:
             Kind.FETCHED: lambda owner, a: [],
         }
 
+    @property
+    def doublings(self) -> int:
+        """How much has happened since the founding: how often the clock has doubled.
+
+        Parts of a divided group stay equal in this until one has gone through far more than the group had before: what
+        counts between them is who is larger, not who happens to be the first beyond a power of two.
+        """
+        doublings, at_loss = self.clock.bit_length(), self.doublings_at_loss
+        return at_loss if at_loss and doublings <= at_loss + 1 else doublings
+
     def apply(self, origin: int, command: Command) -> list[Outcome]:
         """Apply one command of `origin`; the outcomes are for any nodes. Advances the Lamport clock by at least one."""
         self.clock = max(self.clock, command.stamp) + 1
@@ -56,6 +67,10 @@ class Replica:
 
     def settle(self, sessions: dict[int, int], clock: int, founder: int) -> list[Outcome]:
         """Go on with these members: departed owners lose what they hold. `clock` is the highest among all of them."""
+        if sessions.items() - self.sessions.items():
+            self.doublings_at_loss = 0
+        elif len(sessions) < len(self.sessions):
+            self.doublings_at_loss = self.doublings
         self.sessions = dict(sessions)
         self.clock = max(self.clock, clock) + 1
         if not self.lineage:
@@ -104,6 +119,7 @@ class Replica:
         rest = [
             self.lineage,
             self.clock,
+            self.doublings_at_loss,
             sorted(self.sessions.items()),
             self.locks.export(),
             self.barriers.export(),
@@ -121,8 +137,8 @@ class Replica:
 
     def adopt(self, buckets: dict[int, Bucket], rest: bytes) -> None:
         """Become another replica: `buckets` replace ours where given, `rest` is its export."""
-        lineage, clock, sessions, locks, barriers, queues = msgpack.unpackb(rest, raw=False)
-        self.lineage, self.clock = lineage, clock
+        lineage, clock, doublings, sessions, locks, barriers, queues = msgpack.unpackb(rest, raw=False)
+        self.lineage, self.clock, self.doublings_at_loss = lineage, clock, doublings
         self.sessions = dict(sessions)
         self.locks.adopt(locks)
         self.barriers.adopt(barriers)

@@ -117,6 +117,13 @@ class SharedWorkload:
         if batch.channel == CHANNEL:
             self.shared.on_batch(now, batch.origin, batch.position, batch.payloads())
             self._check()
+            self._weigh()
+
+    def _weigh(self) -> None:
+        """As a program would: all members say the same of the same state, and now this, now that."""
+        count = self.shared.replica.items.get("count")
+        if count is not None:
+            self.shared.set_in_use(count.version % 2 == 1)
 
     def _check(self) -> None:
         shared = self.shared

@@ -19,6 +19,7 @@ from lb.cluster.ownership import (
     coordinator,
     decide,
     hand_on,
+    in_use,
     pack,
     steering_nodes,
     to_hold,
@@ -49,6 +50,16 @@ def test_first_addresses_are_given_out_at_once() -> None:
         "10.0.1.101": (2, 0),
         "10.0.2.100": (1, 0),
     }
+
+
+def test_a_state_is_in_use_while_a_member_owns_an_address() -> None:
+    holdings = {ADDRESSES[0]: Holding(1), ADDRESSES[1]: Holding(NOBODY)}
+    assert in_use(cluster({1, 2}, holdings), routed=False)
+    assert not in_use(cluster({2, 3}, holdings), routed=False), "its owner is elsewhere"
+    assert not in_use(cluster({1, 2}, holdings, serving=False), routed=False)
+    on_its_way = {ADDRESSES[0]: Holding(1, heir=2, releasing=True)}
+    assert in_use(cluster({1}, on_its_way), routed=False), "until it is given up"
+    assert not in_use(cluster({1, 2}), routed=False)
 
 
 def test_a_dead_owner_is_not_waited_for_a_living_one_is() -> None:

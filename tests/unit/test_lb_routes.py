@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lb.api.routing import check_routing
-from lb.cluster.ownership import Cluster, NodeFacts, announcers, announces
+from lb.cluster.ownership import Cluster, NodeFacts, announcers, announces, in_use
 from lb.cluster.placement import Standing
 from tests.unit.cluster_namespaces import Pair, pair
 
@@ -234,6 +234,8 @@ def members(standings: tuple[Standing, ...], *, serving: bool = True) -> Cluster
 def test_who_announces(standings: tuple[Standing, ...], holders: list[int]) -> None:
     assert announcers(members(standings)) == holders
     assert announcers(members(standings, serving=False)) == []
+    assert in_use(members(standings), routed=True) is bool(holders)
+    assert not in_use(members(standings), routed=False)
 
 
 def test_a_gateway_believes_the_worse_of_the_group_and_itself() -> None:
