@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One lab: bring it up, run things in it, look at it, take it down. For the command, the scenarios and the demo."""
 
-import http.client
 import json
-import os
-import select
 import signal
 import socket
 import subprocess
@@ -15,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from netlab import build, gateway_files, namespaces, services, state
+from netlab import build, gateway_api, gateway_files, namespaces, services, state
 from netlab.gateway_files import Scalar
 from netlab.namespaces import Process
 from netlab.state import LabError
 from netlab.topologies import TOPOLOGIES
 from netlab.topology import HTTP_PORT, PUSH_PORT, Node, Topology
-from netlab.traffic.common import READY_VARIABLE
+from netlab.traffic_run import Traffic
 from netlab.waiting import eventually
 
 Result = TypeVar("Result")
@@ -33,7 +30,6 @@ Argument = str | int | float
 
 # A first start compiles the packet path, seconds of processor time for each gateway: on a busy machine that is long.
 READY_S = 90.0
-API_TIMEOUT_S = 20.0
 
 
 @contextmanager
@@ -113,7 +109,7 @@ class Lab:
             for interface in node.interfaces
         ]
         if ends:
-            environment = {**_base_environment(), **services.environment()}
+            environment = services.whole_environment(services.environment())
             command = [sys.executable, "-m", "netlab.decapsulate", *ends]
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode != 0:
@@ -193,13 +189,13 @@ class Lab:
         self, node: str, command: Sequence[str], *, check: bool = True, timeout: float = 60.0
     ) -> "subprocess.CompletedProcess[str]":
         """Run a command in a node to its end; CalledProcessError, with what it said, if it fails and `check` is set."""
-        environment = {**services.environment()}
+        environment = services.environment()
         if node not in self.topology.switches:
             environment = services.gateway_environment(self.directory, node)
 
         def execute() -> "subprocess.CompletedProcess[str]":
             return subprocess.run(
-                command, capture_output=True, text=True, timeout=timeout, env={**_base_environment(), **environment}
+                command, capture_output=True, text=True, timeout=timeout, env=services.whole_environment(environment)
             )
 
         done = self.inside(node, execute)
@@ -212,9 +208,9 @@ class Lab:
         return json.loads(self.run(node, command, timeout=timeout).stdout)
 
     @contextmanager
-    def traffic(self, program: str, *arguments: Argument, node: str = "client") -> Iterator["Traffic"]:
+    def traffic(self, program: str, *arguments: Argument, node: str = "client") -> Iterator[Traffic]:
         """Run a program of netlab.traffic while the block runs; its report is there afterwards."""
-        run = Traffic(self, node, program, [str(argument) for argument in arguments])
+        run = Traffic(partial(self.inside, node), program, [str(argument) for argument in arguments])
         try:
             yield run
             run.finish()
@@ -272,18 +268,8 @@ class Lab:
             self.api(node, "PUT", "/v1/config", path.read_text(), {**toml, **match})
 
     def api(self, node: str, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
-        """One request to a gateway's API over its socket; LabError with what it said unless the status is 2xx.
-
-        `body` is text, or something that is sent as JSON.
-        """
-        connection = _UnixConnection(self.directory / node / "run" / "api.sock")
-        text = body if body is None or isinstance(body, str) else json.dumps(body)
-        connection.request(method, path, text, headers or ({"Content-Type": "application/json"} if text else {}))
-        response = connection.getresponse()
-        content = response.read()
-        connection.close()
-        if response.status >= 300:
-            raise LabError(f"{node}: {method} {path}: {response.status} {content[:1000].decode(errors='replace')}")
+        """One request to a gateway's API and what its answer says; see `gateway_api.request`."""
+        content = gateway_api.request(self.directory / node, method, path, body, headers)
         return json.loads(content) if content else None
 
     def lbctl(self, node: str, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
@@ -292,82 +278,6 @@ class Lab:
     def ask(self, node: str, *arguments: str) -> Any:
         """`lbctl … --json` on a gateway."""
         return json.loads(self.lbctl(node, *arguments, "--json").stdout)
-
-
-class Traffic:
-    """A traffic program under way; `report` once it has been finished."""
-
-    def __init__(self, lab: Lab, node: str, program: str, arguments: list[str]) -> None:
-        self.program = program
-        self.report: dict[str, Any] = {}
-        self._finished = False
-        self._child = lab.inside(node, self._start, program, arguments)
-
-    @staticmethod
-    def command(program: str, arguments: Sequence[str]) -> list[str]:
-        return [sys.executable, "-m", f"netlab.traffic.{program}", *arguments]
-
-    def _start(self, program: str, arguments: list[str]) -> "subprocess.Popen[str]":
-        """Start it, and wait until it is at work: from then on it can be stopped and will report."""
-        done, pending = os.pipe()
-        environment = {**_base_environment(), **services.environment(), READY_VARIABLE: str(pending)}
-        try:
-            child = subprocess.Popen(
-                self.command(program, arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment,
-                pass_fds=[pending],
-            )
-        finally:
-            os.close(pending)
-        try:
-            # The pipe's other end is closed when the program is ready, or when it has ended.
-            if not select.select([done], [], [], READY_S)[0]:
-                child.kill()
-                raise LabError(f"{program} was not ready within {READY_S:g} s")
-        finally:
-            os.close(done)
-        return child
-
-    def finish(self, timeout: float = 60.0) -> dict[str, Any]:
-        """Stop it and take its report."""
-        if not self._finished:
-            if self._child.poll() is None:
-                self._child.terminate()
-            self._take(timeout)
-        return self.report
-
-    def wait(self, timeout: float = 120.0) -> dict[str, Any]:
-        """Let it come to its own end and take its report."""
-        if not self._finished:
-            self._take(timeout)
-        return self.report
-
-    def _take(self, timeout: float) -> None:
-        output, errors = self._child.communicate(timeout=timeout)
-        self._finished = True
-        if self._child.returncode != 0:
-            raise RuntimeError(f"{self.program} failed with code {self._child.returncode}:\n{errors[-2000:]}")
-        self.report = json.loads(output)
-
-    def abort(self) -> None:
-        if self._child.poll() is None:
-            self._child.kill()
-            self._child.communicate()
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("lab", timeout=API_TIMEOUT_S)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self.path))
 
 
 class LabCommandError(subprocess.CalledProcessError):
@@ -380,10 +290,6 @@ class LabCommandError(subprocess.CalledProcessError):
     def __str__(self) -> str:
         said = (self.stderr or self.stdout or "").strip()
         return f"{self.node}: {' '.join(self.cmd)} failed with code {self.returncode}: {said[-2000:]}"
-
-
-def _base_environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
 
 
 def known_topology(name: str) -> Topology:

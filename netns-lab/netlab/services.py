@@ -62,6 +62,12 @@ def environment() -> dict[str, str]:
     return {"PATH": f"{SCRIPTS}:{path}", "PYTHONPATH": f"{LAB_ROOT}:{PROJECT_ROOT}"}
 
 
+def whole_environment(environment: dict[str, str]) -> dict[str, str]:
+    """These variables over this process's own, which a child has no use for pytest's of."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    return own | environment
+
+
 def gateway_environment(directory: Path, node: str) -> dict[str, str]:
     """Makes `lbctl` speak to this gateway's daemon, as on a host where there is only one."""
     return {**environment(), "LBCTL_SOCKET": str(directory / node / "run" / "api.sock")}

@@ -7,8 +7,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from netlab import build, cluster, services
-from netlab.lab import Lab, Traffic
+from netlab.lab import Lab
 from netlab.topology import FAMILIES, HTTP_PORT
+from netlab.traffic_run import Traffic
 from netlab.waiting import eventually
 
 # The benchmark holds the gap against its goal (a median of 80 ms). Here clients, servers and three gateways share the

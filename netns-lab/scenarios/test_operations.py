@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from netlab import build, faults, gateway_files, namespaces, services, state
-from netlab.lab import Argument, Lab, LabMaker, Traffic
+from netlab.lab import Argument, Lab, LabMaker
 from netlab.topologies import TOPOLOGIES
 from netlab.topology import HTTP_PORT
+from netlab.traffic_run import Traffic
 from netlab.waiting import eventually
 
 from scenarios.clients import drop_flood

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from netlab import cluster, faults, namespaces
-from netlab.lab import Lab, Traffic
+from netlab.lab import Lab
 from netlab.state import LabError
+from netlab.traffic_run import Traffic
 from netlab.waiting import eventually
 
 TOPOLOGY = "three-gateways"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from netlab import build, cluster, faults, services
-from netlab.lab import Argument, Lab, Traffic
+from netlab.lab import Argument, Lab
 from netlab.topology import FAMILIES, HTTP_PORT
+from netlab.traffic_run import Traffic
 from netlab.waiting import eventually
 
 from tools.demo.story import Story
