@@ -1,22 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transport's promises, one by one, over a virtual network."""
+"""What the transport promises about messages, over a virtual network: whole, once, in time, or given back."""
 
 import random
 from math import inf
 
 import pytest
 
-from sync.transport import (
-    Backlogged,
-    Delivered,
-    Path,
-    PeerConfig,
-    Reason,
-    Transport,
-    TransportConfig,
-    wire,
-)
-from tests.unit.sync_transport_network import KEYS, Network, Weather, payloads, reasons
+from sync.transport import Backlogged, Delivered, TransportConfig, wire
+from tests.unit.sync_transport_network import KEYS, Network, Weather, payloads
 
 SIZES = [0, 1, 1394, 1395, 1396, 1397, 61_000, 61_336, 61_337, 65_536, 200_000, 3_000_000]
 
@@ -87,49 +78,6 @@ def test_small_message_overtakes_bulk() -> None:
     assert network.now - start < 0.001
 
 
-@pytest.mark.parametrize("links", [1, 2])
-@pytest.mark.parametrize("parallel", [False, True])
-@pytest.mark.parametrize("greeted", [False, True])
-def test_dead_peer_is_reported_after_the_failure_time_and_every_path(links: int, parallel: bool, greeted: bool) -> None:
-    network = Network(links=links, parallel=parallel)
-    if greeted:
-        network.send(1, 2, b"hello")
-        network.run(1.0)
-    network.cut = {(1, 2, link) for link in range(links)}
-    used: list[int] = []
-    network.heard = lambda source, _, link, __: used.append(link) if source == 1 else None
-    start = network.now
-    handles = [network.send(1, 2, b"x"), network.send(1, 2, bytes(100_000))]
-    network.run(1.0)
-    failed = network[1].undelivered
-    assert [undelivered.handle for _, undelivered in failed] == handles
-    assert reasons(network, 1) == [Reason.UNREACHABLE] * 2
-    for at, _ in failed:
-        assert 0.040 <= at - start <= 0.044
-    for link in range(links):
-        assert used.count(link) >= 4
-    assert network[1].transport.deadline() == inf
-
-
-def test_one_dead_path_of_two_costs_one_timeout_once() -> None:
-    network = Network(links=2)
-    network.send(1, 2, b"hello")
-    network.run(1.0)
-    network.cut = {(1, 2, 0), (2, 1, 0)}
-    for expected in (0.0025, 0.0002):
-        start, before = network.now, len(network[1].delivered)
-        network.send(1, 2, b"x")
-        while len(network[1].delivered) == before:
-            network.run(0.0001)
-        assert network.now - start < expected + 0.006
-        network.run(0.1)
-    retransmissions = network[1].transport.counters.retransmissions
-    network.send(1, 2, b"y")
-    network.run(0.1)
-    assert network[1].transport.counters.retransmissions == retransmissions
-    assert not network[1].undelivered
-
-
 def test_parallel_paths_hide_the_loss_of_one() -> None:
     network = Network(links=2, parallel=True)
     network.send(1, 2, b"hello")
@@ -139,43 +87,6 @@ def test_parallel_paths_hide_the_loss_of_one() -> None:
     network.run(1.0)
     assert len(payloads(network, 2)) == 2
     assert network[1].transport.counters.retransmissions == 0
-
-
-def test_progress_keeps_a_long_message_alive_beyond_the_failure_time() -> None:
-    network = Network(weather=Weather(delay_min=0.004, delay_max=0.004, loss=0.05), seed=3)
-    network.send(1, 2, bytes(4_000_000))
-    network.run(3.0)
-    assert len(network[1].delivered) == 1
-    assert not network[1].undelivered
-
-
-def test_stalled_process_does_not_condemn_its_peer() -> None:
-    """After a pause the first tick sends again; only silence after that counts."""
-    network = Network()
-    network.send(1, 2, b"hello")
-    network.run(1.0)
-    network.cut = {(1, 2, 0)}
-    network.send(1, 2, b"x")
-    network.cut = set()
-    network.now += 5.0
-    network.run(0.1)
-    assert payloads(network, 2) == [b"hello", b"x"]
-    assert not network[1].undelivered
-
-
-def test_restarted_peer_gives_back_what_was_sent_to_its_former_life() -> None:
-    network = Network()
-    network.send(1, 2, b"hello")
-    network.run(1.0)
-    network.start(2, incarnation=5002)
-    start = network.now
-    handle = network.send(1, 2, b"for the former life")
-    network.run(0.003)
-    assert [(u.handle, u.reason) for _, u in network[1].undelivered] == [(handle, Reason.RESTARTED)]
-    assert network[1].undelivered[0][0] - start < 0.001
-    network.send(1, 2, b"for the new life")
-    network.run(1.0)
-    assert payloads(network, 2) == [b"for the new life"]
 
 
 def test_large_datagrams_that_vanish_are_cut_smaller() -> None:
@@ -212,70 +123,6 @@ def test_cancelled_message_brings_no_notice_and_leaves_no_trace() -> None:
     assert network[1].transport.deadline() == inf
 
 
-def test_patient_message_is_one_datagram_and_confirmed_only_when_asked_about() -> None:
-    network = Network()
-    network.send(1, 2, b"hello")
-    network.run(1.0)
-    acks = network[2].transport.counters.acks
-    handle = network.send(1, 2, b"quiet", patience=0.020)
-    network.run(0.019)
-    assert payloads(network, 2) == [b"hello", b"quiet"]
-    assert network[1].transport.cancel(handle)
-    network.run(1.0)
-    assert network[2].transport.counters.acks == acks, "who expects no acknowledgement gets none"
-    asked = network.send(1, 2, b"asked", patience=0.020)
-    network.run(0.019)
-    assert len(network[1].delivered) == 1
-    network.run(0.002)
-    assert network[1].delivered[-1].handle == asked, "the repetition is acknowledged at once"
-    assert payloads(network, 2) == [b"hello", b"quiet", b"asked"]
-    assert network[1].transport.deadline() == inf
-
-
-def test_patience_does_not_delay_the_failure_and_ends_where_datagrams_get_lost() -> None:
-    network = Network()
-    network.send(1, 2, b"hello")
-    network.run(1.0)
-    network.cut = {(1, 2, 0)}
-    begin = network.now
-    network.send(1, 2, b"lost", patience=0.020)
-    network.run(1.0)
-    failed_at, _ = network[1].undelivered[0]
-    assert failed_at - begin == pytest.approx(network.config.failure_after_s, abs=0.001)
-    network.cut = set()
-    network.send(1, 2, b"again", patience=0.020)
-    network.run(0.005)
-    assert len(network[1].delivered) == 2, "after a loss every message is acknowledged"
-
-
-def test_a_late_question_leaves_half_a_budget_to_answer_in() -> None:
-    network = Network()
-    network.send(1, 2, b"hello")
-    network.run(1.0)
-    network.cut = {(1, 2, 0)}
-    begin, budget = network.now, network.config.failure_after_s
-    network.send(1, 2, b"lost", patience=0.9 * budget)
-    network.run(1.0)
-    failed_at, _ = network[1].undelivered[0]
-    assert failed_at - begin == pytest.approx(1.4 * budget, abs=0.001)
-
-
-def test_a_question_can_be_asked_early_and_the_peer_is_told_that_it_was_one() -> None:
-    network = Network()
-    network.send(1, 2, b"hello")
-    network.run(1.0)
-    handle = network.send(1, 2, b"quiet", patience=0.030)
-    network.run(0.005)
-    assert not network[2].asked
-    network.ask(1, 2, handle)
-    network.run(0.005)
-    assert network[1].delivered[-1].handle == handle
-    assert network[2].asked == [1]
-    assert payloads(network, 2) == [b"hello", b"quiet"]
-    network.ask(1, 2, handle)
-    assert network[1].transport.deadline() == inf, "what is settled is not asked about"
-
-
 def test_window_moves_past_what_was_given_up() -> None:
     """More lost and abandoned chunks than a window holds do not stop what follows."""
     network = Network()
@@ -308,50 +155,6 @@ def test_full_queue_pushes_back() -> None:
     assert network[1].transport.counters.backlogged == 2
 
 
-def test_removed_peer_gives_everything_back_and_may_return() -> None:
-    network = Network()
-    network.send(1, 2, b"hello")
-    network.run(1.0)
-    network.cut = {(1, 2, 0)}
-    network.send(1, 2, b"x")
-    network[1].transport.remove_peer(2)
-    network[1].transport.remove_peer(2)
-    network.collect(1)
-    assert reasons(network, 1) == [Reason.REMOVED]
-    with pytest.raises(KeyError):
-        network.send(1, 2, b"x")
-    network.cut = set()
-    network[1].transport.set_peer(2, network.peer_config(2))
-    network.send(1, 2, b"back")
-    network.send(2, 1, b"welcome")
-    network.run(1.0)
-    assert payloads(network, 2) == [b"hello", b"back"]
-    assert payloads(network, 1) == [b"welcome"]
-
-
-def test_peer_may_move_to_another_address_while_running() -> None:
-    network = Network(links=2)
-    for node in (1, 2):
-        only = PeerConfig((Path(0, ("node", 3 - node, 0)),))
-        network[node].transport.set_peer(3 - node, only)
-    network.send(1, 2, b"hello")
-    network.run(1.0)
-    for node in (1, 2):
-        moved = PeerConfig((Path(1, ("node", 3 - node, 1)),))
-        network[node].transport.set_peer(3 - node, moved)
-    network.cut = {(1, 2, 0), (2, 1, 0)}
-    network.send(1, 2, b"moved")
-    network.run(1.0)
-    assert payloads(network, 2) == [b"hello", b"moved"]
-    assert network[1].transport.counters.sessions == 1
-
-
-def test_address_of_another_peer_is_refused() -> None:
-    network = Network(3)
-    with pytest.raises(ValueError, match="already that of peer 2"):
-        network[1].transport.set_peer(3, network.peer_config(2))
-
-
 def test_unreliable_message_waits_for_the_first_contact_and_only_the_newest_does() -> None:
     network = Network()
     for number in range(3):
@@ -367,98 +170,3 @@ def test_unreliable_message_waits_for_the_first_contact_and_only_the_newest_does
     assert network[1].transport.counters.unreliable_dropped == 2
     with pytest.raises(ValueError, match="cannot be sent unreliably"):
         network[1].transport.send_unreliable(network.now, 2, 9, bytes(1232))
-
-
-def test_icmp_error_hastens_but_does_not_prove() -> None:
-    times = []
-    for hint in (False, True):
-        network = Network()
-        network.send(1, 2, b"hello")
-        network.run(1.0)
-        start = network.now
-        sent: list[float] = []
-        network.heard = lambda *_, sent=sent, network=network: sent.append(network.now)
-        network.cut = {(1, 2, 0)}
-        network.send(1, 2, b"x")
-        if hint:
-            network[1].transport.path_refused(0, ("node", 2, 0))
-            network[1].transport.path_refused(0, ("node", 99, 0))
-        network.run(1.0)
-        times.append(sent[1] - start)
-        assert 0.040 <= network[1].undelivered[0][0] - start <= 0.044
-    assert times[1] == pytest.approx(times[0] / 2, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("fields", "wrong"),
-    [
-        ({"attempts": 1}, "attempts"),
-        ({"rto_floor_s": 0.0}, "rto_floor_s"),
-        ({"failure_after_s": 0.002}, "failure_after_s"),
-        ({"encrypt": True, "keys": None}, "no key"),
-        ({"window_bytes": 1000}, "window_bytes"),
-    ],
-)
-def test_nonsense_settings_are_refused(fields: dict[str, object], wrong: str) -> None:
-    with pytest.raises(ValueError, match=wrong):
-        TransportConfig(**{"cluster": "test", **fields})  # type: ignore[arg-type]
-
-
-def test_nonsense_identities_and_paths_are_refused() -> None:
-    config, rng = TransportConfig("test", KEYS), random.Random(1)
-    for local, incarnation in ((0, 1), (256, 1), (1, 0), (1, 1 << 64)):
-        with pytest.raises(ValueError, match="not in 1"):
-            Transport(config, local=local, incarnation=incarnation, rng=rng)
-    transport = Transport(config, local=1, incarnation=1, rng=rng)
-    with pytest.raises(ValueError, match="own"):
-        transport.set_peer(1, PeerConfig((Path(0, "a"),)))
-    with pytest.raises(ValueError, match="at least one path"):
-        PeerConfig(())
-    with pytest.raises(ValueError, match="raise the MTU"):
-        PeerConfig((Path(0, "a", 1000),))
-
-
-def test_no_message_is_condemned_for_the_age_of_another() -> None:
-    """Neither while the peer is silent, nor while it has never answered a greeting."""
-    for greeted in (True, False):
-        network = Network()
-        if greeted:
-            network.send(1, 2, b"hello")
-            network.run(1.0)
-        network.cut = {(1, 2, 0)}
-        sent: dict[int, float] = {}
-        for _ in range(10):
-            sent[network.send(1, 2, b"x" * 2000)] = network.now
-            sent[network.send(1, 2, b"x")] = network.now
-            network.run(0.013)
-        network.run(1.0)
-        assert len(network[1].undelivered) == 20
-        for at, undelivered in network[1].undelivered:
-            assert 0.040 <= at - sent[undelivered.handle] + 1e-9 <= 0.044
-        assert network[1].transport.deadline() == inf
-
-
-def test_greeting_goes_on_for_those_who_came_later() -> None:
-    network = Network()
-    network.cut = {(1, 2, 0)}
-    network.send(1, 2, b"too early")
-    network.run(0.030)
-    network.send(1, 2, b"in time")
-    network.run(0.020)
-    network.cut = set()
-    network.run(0.020)
-    assert [undelivered.handle for _, undelivered in network[1].undelivered] == [1]
-    assert payloads(network, 2) == [b"in time"]
-
-
-def test_report_tells_how_a_peer_is_doing() -> None:
-    network = Network(links=2)
-    assert network[1].transport.report()[2].incarnation == 0
-    network.send(1, 2, b"hello")
-    network.run(1.0)
-    network.send(1, 2, bytes(1000))
-    report = network[1].transport.report()[2]
-    assert report.incarnation == 1002
-    assert report.round_trip_s == pytest.approx(0.0002)
-    assert report.in_flight_bytes == 1000
-    assert report.path.link == 0
