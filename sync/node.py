@@ -205,6 +205,9 @@ class Node:
         if channel not in _RESERVED_CHANNELS:
             self._ring.effects.append(PeerMessage(peer, incarnation, channel, payload))
             return
+        if channel == CHANNEL_TOKEN and self._ring.accept_quietly(self._now, payload):
+            self._admission.fed()
+            return
         try:
             message = decode(payload)
         except Malformed as error:

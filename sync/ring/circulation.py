@@ -18,6 +18,7 @@ from sync.ring.lineage import LINEAGE_KEPT, Epoch, EpochId, divergence, extends
 from sync.ring.membership import TokenEvent, TokenState, ViewEvent, ViewState
 from sync.ring.messages import CHANNEL_CONTROL, CHANNEL_TOKEN, Haste, Refuse, encode, encode_token
 from sync.ring.multicast import Stream
+from sync.ring.quiet import QuietTurn, settled
 from sync.ring.token import JOINER, Farewell, Member, Proposal, Token
 
 HASTE = b"".join(encode(Haste()))
@@ -38,6 +39,8 @@ class _Passed(NamedTuple):
     hop: int
     unhurried: bool
     """An idle token: its delivery is asked about only when it does not come back."""
+    quiet: QuietTurn | None
+    """How it looks if nothing happens to it until it is back."""
 
 
 class _Parked(NamedTuple):
@@ -67,6 +70,8 @@ class Circulation(Holding):
         self._away = 0.0
         """How long the token was away the last time."""
         self._rests_since = inf
+        self._quiet: QuietTurn | None = None
+        """The token that is here came back from a quiet turn."""
 
     # --------------------------------------------------------------------------------------------------- accepting
 
@@ -98,6 +103,26 @@ class Circulation(Holding):
         else:
             self._adopt(now, token, entry, invited=False)
             self._begin_visit(now)
+
+    def accept_quietly(self, now: float, data: bytes | memoryview) -> bool:
+        """Take the token as `accept` would, if it is known for the one that was passed on, with nothing to be done."""
+        passed = self.passed
+        if (
+            passed is None
+            or (quiet := passed.quiet) is None
+            or self.states.token is not TokenState.HUNGRY
+            or self.states.view is not ViewState.AGREEMENT
+            or self.joining
+            or not quiet.returns(data)
+        ):
+            return False
+        token = quiet.token
+        self._take_hold(token)
+        self._quiet = quiet
+        self._genuine = True
+        self._renew_lease(token)
+        self._begin_visit(now)
+        return True
 
     def _objection(self, token: Token) -> Reason | None:
         copy = self.token
@@ -136,17 +161,7 @@ class Circulation(Holding):
 
     def _adopt(self, now: float, token: Token, entry: Member, *, invited: bool) -> None:
         """Make this token ours. Invited: finish the old history and begin anew with the token's."""
-        if self.passed is not None:
-            # The token is back: whatever became of our last transmission, it need not be repeated.
-            self.link.cancel(self.passed.handle)
-        self.passed = None
-        self.passed_acknowledged = True
-        self.hungry_until = self._rests_since = inf
-        if self.eating:
-            self.trace(Reason.TOKEN_ABANDONED, 0)
-            self.states.on_token(TokenEvent.ABANDON)
-        self.states.on_token(TokenEvent.ACCEPT)
-        self.trace(Reason.TOKEN_ACCEPTED, 0, token)
+        self._take_hold(token)
         if invited:
             self._start_over(token, entry)
             if self.parked is not None and self.parked.token is not token:
@@ -164,6 +179,19 @@ class Circulation(Holding):
             self._take(token.parcels)
         self._settle()
         self._renew_lease(token)
+
+    def _take_hold(self, token: Token) -> None:
+        if self.passed is not None:
+            # The token is back: whatever became of our last transmission, it need not be repeated.
+            self.link.cancel(self.passed.handle)
+        self.passed = self._quiet = None
+        self.passed_acknowledged = True
+        self.hungry_until = self._rests_since = inf
+        if self.eating:
+            self.trace(Reason.TOKEN_ABANDONED, 0)
+            self.states.on_token(TokenEvent.ABANDON)
+        self.states.on_token(TokenEvent.ACCEPT)
+        self.trace(Reason.TOKEN_ACCEPTED, 0, token)
 
     def _start_over(self, token: Token, entry: Member) -> None:
         farewell = self._farewell(token)
@@ -251,6 +279,10 @@ class Circulation(Holding):
         if self._rests_since != inf:
             self._note_rest(token, now - self._rests_since)
             self._rests_since = inf
+        quiet, self._quiet = self._quiet, None
+        if quiet is not None and self._leave_alone(quiet):
+            self._pass(now, token, quiet)
+            return
         if self.parked is not None:
             token = self._try_merge(now, token)
         if self.haste:
@@ -277,8 +309,22 @@ class Circulation(Holding):
         if self.standing and not self.awaiting_view:
             token.standing = self.standing
 
-    def _pass(self, now: float, token: Token) -> None:
-        peer = token.successor(self.local).id
+    def _leave_alone(self, quiet: QuietTurn) -> bool:
+        """Nothing has come up in this visit that would change the token."""
+        return not (
+            self.haste
+            or self.haste_asked
+            or self.leaving
+            or self.outbox
+            or self.parked is not None
+            or self.discovery.waiting
+            or quiet.eligible is not self.eligible
+            or quiet.token is not self.token
+            or self.standing not in (0, quiet.token.standing)
+        )
+
+    def _pass(self, now: float, token: Token, quiet: QuietTurn | None = None) -> None:
+        peer = quiet.successor if quiet is not None else token.successor(self.local).id
         timers = self.timers
         members = len(token.members)
         # A loaded ring turns more slowly than an idle one; what it took last time is no reason for alarm.
@@ -288,10 +334,13 @@ class Circulation(Holding):
         hungry = max(timers.hungry_idle if rests else timers.hungry, turn) + members * timers.hungry_per_member
         self.hungry_until = now + hungry
         # An idle token is back within a turn, which says more than an acknowledgement, and costs nobody a wake-up.
-        quiet = token.hop >= token.busy_until and token.at_rest
-        patience = self._patience(token, hungry) if quiet else 0.0
-        handle = self.link.send(now, peer, CHANNEL_TOKEN, encode_token(token, token.hop + 1), patience)
-        self.passed = _Passed(peer, handle, token.epoch, token.hop + 1, patience > 0)
+        unhurried = token.hop >= token.busy_until and token.at_rest
+        patience = self._patience(token, hungry) if unhurried else 0.0
+        buffers = quiet.sent_on() if quiet is not None else encode_token(token, token.hop + 1)
+        if quiet is None and unhurried and settled(token) and token.member(self.local) is not None:
+            quiet = QuietTurn(token, self.local, self.eligible, b"".join(buffers))
+        handle = self.link.send(now, peer, CHANNEL_TOKEN, buffers, patience)
+        self.passed = _Passed(peer, handle, token.epoch, token.hop + 1, unhurried, quiet)
         self.passed_acknowledged = False
         self.states.on_token(TokenEvent.PASS)
         self.trace(Reason.TOKEN_PASSED, peer, token)

@@ -138,6 +138,11 @@ _CALL = struct.Struct("<BIBBQBQQQB")
 _ANSWER = struct.Struct("<BIB")
 _REFUSE = struct.Struct("<BBQBQQBB")
 _BEACON = struct.Struct("<BIBBQ")
+RESTED_AT = struct.calcsize("<BBBHHQI")
+"""Where a token on the wire has ``rested_us``, four bytes."""
+HOP_AT = struct.calcsize("<BBBHHQII")
+"""The same for ``hop``, eight bytes."""
+_LAST_HOP_IN_MEMBER = struct.calcsize("<BBQ")
 _RELAY = struct.Struct("<BQBB")
 _RELAYED = struct.Struct("<BQqB")
 
@@ -172,6 +177,12 @@ def encode_token(token: Token, hop: int) -> Buffers:
         for p in parcels
     ]
     return [b"".join(parts), *[p.body for p in parcels]]
+
+
+def last_hop_at(token: Token, index: int) -> int:
+    """Where a token on the wire has the ``last_hop`` of its member ``index``, eight bytes."""
+    members_at = _TOKEN.size + len(token.lineage) * _LINE.size
+    return members_at + index * _MEMBER.size + _LAST_HOP_IN_MEMBER
 
 
 def encode(message: Message) -> Buffers:

@@ -17,6 +17,7 @@ from sync.node import Node
 from sync.ring import circulation, recovery, token
 from sync.ring.discovery import Discovery
 from sync.ring.multicast import Outbox, Stream
+from sync.ring.quiet import RESTED_BITS, QuietTurn
 from sync.ring.regeneration import Ring
 from sync.ring.token import Kind, Member, Parcel, Token
 
@@ -216,6 +217,16 @@ def _cut_off_who_is_struck() -> list[Patch]:
     return [(PeerLink, "fail_later", fail_now), (Node, "_forget_strangers", cut_off)]
 
 
+def _pass_on_any_token_unseen() -> list[Patch]:
+    whole = QuietTurn.returns
+
+    def careless(self: QuietTurn, data: bytes | memoryview) -> bool:
+        self._length, self._number = len(data), int.from_bytes(data, "little") & ~RESTED_BITS
+        return whole(self, data)
+
+    return [(QuietTurn, "returns", careless)]
+
+
 MUTATIONS: Mapping[str, tuple[Callable[[], list[Patch]], int]] = {
     "accept any token": (_accept_any_token, 7),
     "order tokens by hop alone": (_order_tokens_by_hop_alone, 63),
@@ -240,6 +251,7 @@ MUTATIONS: Mapping[str, tuple[Callable[[], list[Patch]], int]] = {
     "begin with a view of the past": (_begin_with_a_view_of_the_past, 1550),
     "expel without asking": (_expel_without_asking, 200008),
     "cut off who is struck": (_cut_off_who_is_struck, 200008),
+    "pass on any token unseen": (_pass_on_any_token_unseen, 1),
 }
 """Name -> (patches, a seed that catches it, or one near it)."""
 

@@ -10,6 +10,7 @@ import pytest
 
 from sync.config import Mode
 from sync.events import Deliver, Order, Reason
+from sync.ring.circulation import Circulation
 from sync.transport.session import Session
 from tests.sim.cluster import Cluster
 from tests.sim.convergence import converge
@@ -36,6 +37,26 @@ def test_a_seed_replays_exactly() -> None:
     assert first.steps == run_seed(77).steps, "tracing must not change a run"
     assert first.views > 1
     assert first.delivered > 100
+
+
+@pytest.mark.parametrize("seed", [3, 8, 100_000, 200_026])
+def test_quiet_turns_leave_no_trace(seed: int) -> None:
+    """What a node does with an idle token in the short way is what it does in the long one."""
+    taken = 0
+    whole = Circulation.accept_quietly
+
+    def counted(self: Circulation, now: float, data: bytes) -> bool:
+        nonlocal taken
+        took = whole(self, now, data)
+        taken += took
+        return took
+
+    with patch.object(Circulation, "accept_quietly", counted):
+        short = run_seed(seed, trace=True)
+    with patch.object(Circulation, "accept_quietly", lambda *_: False):
+        long = run_seed(seed, trace=True)
+    assert short == long
+    assert taken > 20
 
 
 def test_scenarios_cover_what_they_promise() -> None:
