@@ -22,6 +22,7 @@ from typing import Any
 from netlab.bare_network import Network
 from netlab.commands import run
 
+from sync.config import RingConfig
 from tools.bench.corosync import Corosync
 from tools.bench.ring_cluster import Cluster
 from tools.bench.ring_detection import detection
@@ -103,6 +104,9 @@ def idle(options: argparse.Namespace) -> Iterator[Row]:
                "cpu_percent_max": round(max(used), 2), "resident_mb": round(max(memory), 1),
                "private_mb": round(max(private), 1), "target": "1 %, 40 MB",
                "met": cpu <= 1 and max(memory) <= 40}  # fmt: skip
+    used = bare_turns(3, options.idle_seconds)
+    yield {"part": "idle", "of": "a program that only passes a datagram on", "nodes": 3,
+           "cpu_percent": round(statistics.mean(used), 2), "cpu_percent_max": round(max(used), 2)}  # fmt: skip
     if options.versus:
         with Network(3) as network:
             corosync = Corosync(network)
@@ -114,6 +118,19 @@ def idle(options: argparse.Namespace) -> Iterator[Row]:
                 corosync.stop()
         yield {"part": "idle", "of": "corosync", "nodes": 3, "cpu_percent": round(statistics.mean(used), 2),
                "cpu_percent_max": round(max(used), 2), "resident_mb": round(max(memory), 1)}  # fmt: skip
+
+
+def bare_turns(nodes: int, seconds: float) -> list[float]:
+    """CPU per cent of programs that do as little in a turn as can be done: the measure for this machine, this hour."""
+    rest = RingConfig(node=1).timers.turn_idle
+    with Network(nodes) as network:
+        programs = [
+            network.spawn(node, [sys.executable, "-m", "tools.bench.bare_turn", network.address(node),
+                                 network.address(node % nodes + 1), str(rest if node == 1 else 0)])
+            for node in range(nodes, 0, -1)
+        ]  # fmt: skip
+        time.sleep(SETTLE_S)
+        return measure_cpu([program.pid for program in programs], seconds)
 
 
 def measure_cpu(pids: list[int], seconds: float) -> list[float]:
