@@ -28,8 +28,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ebpf import bytecode, layout, libbpf, maps, source
-from ebpf.maps import LayoutMismatchError, Maps
+from ebpf import bytecode, layout, libbpf, source
+from ebpf.map_specs import SPECS, create
+from ebpf.maps import LayoutMismatchError, Maps, open_map
 
 COMPILE_TIMEOUT_S = 180
 DEFAULT_BPFFS = Path("/run/lb/bpf")
@@ -101,15 +102,15 @@ def create_maps(directory: Path, sizes: Mapping[str, int] | None = None) -> Maps
     """
     directory.mkdir(parents=True, exist_ok=True)
     wanted = dict(sizes or {})
-    unknown = sorted(wanted.keys() - maps.SPECS.keys())
+    unknown = sorted(wanted.keys() - SPECS.keys())
     if unknown:
         raise ValueError(f"no such map: {', '.join(unknown)}")
-    for name, spec in maps.SPECS.items():
+    for name, spec in SPECS.items():
         path = directory / name
         if path.exists():
             continue
         try:
-            fd = maps.create(spec, name, wanted.get(name, spec.max_entries))
+            fd = create(spec, name, wanted.get(name, spec.max_entries))
         except OSError as error:
             raise _map_refusal(name, error) from error
         libbpf.object_pin(fd, path)
@@ -291,7 +292,7 @@ def remember_mac(interface: str, node_directory: Path) -> None:
     mac = answer[18:24]
     if any(mac):
         entry["ifindex"], entry["mac"] = ifindex, np.frombuffer(mac, np.uint8)
-    table = maps.open_map(node_directory / "maps/interface_macs", "interface_macs", maps.SPECS["interface_macs"])
+    table = open_map(node_directory / "maps/interface_macs", "interface_macs", SPECS["interface_macs"])
     table.set(ifindex % layout.INTERFACE_COUNT_MAX, entry)
     table.close()
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
 // The maps of the path. Those shared with user space exist before the program is compiled (the loader makes and pins
-// them, sizes included, see ebpf/maps.py): BCC opens the pins. The last two belong to one version of the program.
+// them, sizes included, see ebpf/map_specs.py): BCC opens the pins. The last two belong to one version of the program.
 
 #define PINNED(kind, key_type, value_type, name) BPF_TABLE_PINNED(kind, key_type, value_type, name, 1, PIN_DIRECTORY #name)
 

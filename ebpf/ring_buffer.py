@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ebpf.maps import Map
+from ebpf.map_access import Map
 
 _HEADER_BYTES = 8
 _BUSY = np.uint32(1 << 31)

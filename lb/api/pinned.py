@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from ebpf import libbpf
 from ebpf.layout import FLOW_KEY, SERVICE_COUNT_MAX, TARGET_COUNT_MAX, State
-from ebpf.maps import LayoutMismatchError, Map, Maps, MapsMissingError
+from ebpf.map_access import Map
+from ebpf.maps import LayoutMismatchError, Maps, MapsMissingError
 from ebpf.reasons import REASONS
 from lb.api import connection_table
 from lb.api.capture import mirror

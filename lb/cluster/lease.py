@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from ebpf import libbpf
-from ebpf.maps import Map
+from ebpf.map_access import Map
 
 
 class KernelLease:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from ebpf import layout
 from ebpf.layout import NODE_COUNT_MAX, STEERING_TABLE, NodeFlag
-from ebpf.maps import Map, Maps
+from ebpf.map_access import Map
+from ebpf.maps import Maps
 from lb.cluster.ownership import Cluster, NodeFacts, steering_nodes, working_nodes
 from lb.configuration.fields import IpAddress
 from lb.engine.backend_table import Choice, maglev

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ebpf.maps import Map
+from ebpf.map_access import Map
 from ebpf.ring_buffer import RingBuffer
 from lb.connections.records import RecordsError, pack_records, to_entries, to_send, unpack_records, well_formed
 

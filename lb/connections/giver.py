@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 
 from ebpf.layout import State
-from ebpf.maps import Map
+from ebpf.map_access import Map
 from lb.connections.records import Keys, Records, Values, from_entries, pack_records
 from lb.connections.transfer import End, Kind, Scope, Send, end_of, message_of
 

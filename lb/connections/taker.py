@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ebpf.maps import Map
+from ebpf.map_access import Map
 from lb.connections.exchange import monotonic_s
 from lb.connections.records import (
     Hashes,

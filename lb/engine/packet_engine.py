@@ -18,7 +18,9 @@ import numpy as np
 
 from ebpf import layout, libbpf
 from ebpf.layout import SLOT_TARGET_MASK, AddressFlag, Setting
-from ebpf.maps import Map, Maps, create_table
+from ebpf.map_access import Map
+from ebpf.map_specs import create_table
+from ebpf.maps import Maps
 from lb.configuration.fields import IpAddress
 from lb.configuration.model import EMPTY, ClusterConfig
 from lb.configuration.node import NodeConfig

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ebpf import layout
 from ebpf.layout import State
-from ebpf.maps import Map
+from ebpf.map_access import Map
 from lb.configuration.model import Timeouts
 
 Array = NDArray[Any]

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ebpf.maps import SPECS, LayoutMismatchError, Map, open_map
+from ebpf.map_access import Map
+from ebpf.map_specs import SPECS
+from ebpf.maps import LayoutMismatchError, open_map
 
 SIGNS_INTERVAL_S = 1.0
 COUNTERS = "target_counters"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ebpf import bytecode, layout, libbpf, loader, maps, source
+from ebpf import bytecode, layout, libbpf, loader, map_specs, maps, source
 from ebpf.layout import Method
 from ebpf.loader import LoaderError, Mode
 from ebpf.reasons import BY_NAME, REASONS, markdown
@@ -252,7 +252,7 @@ def test_the_verifiers_words_reach_the_reader() -> None:
 
 def test_reasons_are_one_list() -> None:
     assert [reason.number for reason in REASONS] == list(range(len(REASONS)))
-    assert len(BY_NAME) == len(REASONS) <= maps.SPECS["reason_counters"].max_entries
+    assert len(BY_NAME) == len(REASONS) <= map_specs.SPECS["reason_counters"].max_entries
     assert {reason.kind for reason in REASONS} == {"pass", "sent", "drop", "alarm", "note"}
     used = "".join(path.read_text() for path in (ROOT / "ebpf").glob("*.[ch]") if path.name != "reasons.h")
     assert [reason.name for reason in REASONS[1:] if f"REASON_{reason.name}" not in used] == []
@@ -261,7 +261,7 @@ def test_reasons_are_one_list() -> None:
 def test_the_documentation_has_the_reasons_and_the_maps() -> None:
     text = (ROOT / "docs/packet-path.md").read_text()
     assert markdown() in text
-    assert maps.markdown() in text
+    assert map_specs.markdown() in text
 
 
 def test_table_lines_hold_every_slot() -> None:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebpf import layout, maps
+from ebpf import layout
 from ebpf.layout import Method
+from ebpf.map_access import Array
 from ebpf.ring_buffer import RingBuffer
 from tests.packet import gateway as g
 from tests.packet.frames import PORT, TCP, VIP4, link, network
@@ -17,7 +18,7 @@ from tests.packet.frames import PORT, TCP, VIP4, link, network
 ENTRIES = 20_000
 
 
-def some_connections(count: int) -> tuple[maps.Array, maps.Array]:
+def some_connections(count: int) -> tuple[Array, Array]:
     keys = np.zeros(count, layout.FLOW_KEY)
     keys["source"][:, 12:] = np.arange(count, dtype=">u4").view(np.uint8).reshape(count, 4)
     keys["protocol"] = 6

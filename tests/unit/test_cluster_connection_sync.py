@@ -11,7 +11,7 @@ import pytest
 from netlab.waiting import eventually
 
 from ebpf.layout import Replicate, State
-from ebpf.maps import Map
+from ebpf.map_access import Map
 from ebpf.ring_buffer import RingBuffer
 from lb.connections import exchange as connection_sync
 from lb.connections.exchange import RECORDS_PER_MESSAGE_MAX, RecordReceiver, RecordSender

@@ -10,7 +10,8 @@ import pytest
 
 from ebpf import layout
 from ebpf.layout import SLOT_MOVED, SLOT_TARGET_MASK, NodeFlag
-from ebpf.maps import SPECS, Maps
+from ebpf.map_specs import SPECS
+from ebpf.maps import Maps
 from lb.cluster.ownership import Cluster, NodeFacts
 from lb.cluster.placement import Standing
 from lb.cluster.steering import LocalLink, SteeringWriter, peering, shares, steering_slots, tunnel_end

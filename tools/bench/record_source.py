@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from ebpf import layout, test_run
 from ebpf.layout import RECORD, RecordKind, Replicate, State, flow_key
-from ebpf.maps import SPECS, Map, create
+from ebpf.map_access import Map
+from ebpf.map_specs import SPECS, create
 
 _SYSCALL_BPF = {"x86_64": 321, "aarch64": 280}
 _PROG_LOAD = 5
