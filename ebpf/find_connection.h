@@ -127,6 +127,7 @@ INLINE void fill_entry(const struct settings *s, struct work *w, u8 state)
     w->entry.owner = w->owner = s->node;
     w->entry.state = w->state = state;
     w->entry.service = w->service;
+    w->entry.origin = s->node;
     w->entry.pad = 0;
 }
 

@@ -126,7 +126,8 @@ struct connection {
     __u8 owner;  // node that handles the connection
     __u8 state;
     __u16 service;
-    __u16 pad;
+    __u8 origin;  // node that accepted it; 0: not known
+    __u8 pad;
     __u32 opened_s;  // as last_seen_s
 };
 

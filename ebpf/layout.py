@@ -143,7 +143,8 @@ CONNECTION = _dtype(
     ("owner", "u1"),
     ("state", "u1"),
     ("service", "u2"),
-    ("pad", "u2"),
+    ("origin", "u1"),
+    ("pad", "u1"),
     ("opened_s", "u4"),
 )
 RECORD = _dtype(

@@ -24,10 +24,11 @@ Mask = npt.NDArray[np.bool_]
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 STATE_NAMES = {int(state): state.name.lower() for state in State}
 GROUP_FIELDS = (
-    "protocol", "source", "source_port", "destination", "destination_port", "service", "backend", "owner", "state",
+    "protocol", "source", "source_port", "destination", "destination_port", "service", "backend", "owner", "origin",
+    "state",
 )  # fmt: skip
 _IN_KEY = set(FLOW_KEY.names or ())
-_IN_VALUE = {"backend": "target", "service": "service", "owner": "owner", "state": "state"}
+_IN_VALUE = {"backend": "target", "service": "service", "owner": "owner", "origin": "origin", "state": "state"}
 #: Groups are merged whenever this many have piled up.
 GROUPS_PENDING_MAX = 1 << 18
 
@@ -95,6 +96,8 @@ def _value_conditions(wanted: ConnectionFilter, names: Names) -> Iterator[tuple[
         yield "target", _numbers(by_backend, wanted.backend, "backend")
     if wanted.owner is not None:
         yield "owner", _numbers(names.nodes, wanted.owner, "owner")
+    if wanted.origin is not None:
+        yield "origin", _numbers(names.nodes, wanted.origin, "origin")
     if wanted.state is not None:
         yield "state", (int(State[wanted.state.upper()]),)
 
@@ -156,6 +159,7 @@ def _row(key: Any, value: Any, idle_s: int, names: Names, now_s: int) -> dict[st
         "backend": backend,
         "target_id": int(value["target"]),
         "owner": names.node(int(value["owner"])),
+        "origin": names.node(int(value["origin"])),
         "state": field_name("state", int(value["state"]), names),
         "idle_s": idle_s,
         "age_s": max(now_s - int(value["opened_s"]), 0),
@@ -168,7 +172,7 @@ def field_name(field: str, number: int, names: Names) -> str:
         return PROTOCOL_NAMES.get(number, str(number))
     if field == "state":
         return STATE_NAMES.get(number, str(number))
-    if field == "owner":
+    if field in ("owner", "origin"):
         return names.node(number) or "none"
     if field == "service":
         return names.services.get(number, str(number))
@@ -269,7 +273,7 @@ def top(
     return {"by": list(fields), "rows": described_rows, "matched": matched, "scanned": scanned}
 
 
-_WIDTH = {"source": 16, "destination": 16, "protocol": 1, "owner": 1, "state": 1}
+_WIDTH = {"source": 16, "destination": 16, "protocol": 1, "owner": 1, "origin": 1, "state": 1}
 
 
 def _group_key(data: bytes, fields: tuple[str, ...], names: Names) -> dict[str, Any]:

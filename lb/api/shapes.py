@@ -208,6 +208,7 @@ class Connection(Answer):
     backend: str | None
     target_id: int
     owner: str | None = Field(description="node whose connection it is")
+    origin: str | None = Field(description="node that accepted it; another one than the owner after a takeover")
     state: str
     idle_s: int
     age_s: int
@@ -300,9 +301,6 @@ class Query(BaseModel):
 
 
 ConnectionState = Literal["syn", "udp_once", "established", "udp", "fin_client", "fin_server", "closing", "reset"]
-ConnectionField = Literal[
-    "protocol", "source", "source_port", "destination", "destination_port", "service", "backend", "owner", "state"
-]
 
 
 class ConnectionFilter(Query):
@@ -316,6 +314,7 @@ class ConnectionFilter(Query):
     service: Name | None = None
     backend: Name | None = Field(None, description="name within its service")
     owner: Name | None = Field(None, description="node name")
+    origin: Name | None = Field(None, description="node name")
     state: ConnectionState | None = None
     idle_min_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     idle_max_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None

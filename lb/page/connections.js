@@ -12,10 +12,11 @@ const FIELDS = [
   ['service', 'Service', ''],
   ['backend', 'Backend', ''],
   ['owner', 'Gateway', ''],
+  ['origin', 'Accepted by', ''],
 ];
 const STATES = ['', 'established', 'syn', 'udp', 'udp_once', 'fin_client', 'fin_server', 'closing', 'reset'];
-const GROUPS = ['', 'source', 'backend', 'service', 'state', 'owner', 'destination_port'];
-const HEADS = ['Proto', 'Client', 'Destination', 'Backend', 'State', 'Idle', 'Age', 'Gateway'];
+const GROUPS = ['', 'source', 'backend', 'service', 'state', 'owner', 'origin', 'destination_port'];
+const HEADS = ['Proto', 'Client', 'Destination', 'Backend', 'State', 'Idle', 'Age', 'Gateway', 'Accepted by'];
 
 export class ConnectionsView {
   #api = null;
@@ -108,6 +109,7 @@ export class ConnectionsView {
 
 function fillConnection(tr, row) {
   const values = [row.protocol, endpoint(row.source, row.source_port), endpoint(row.destination, row.destination_port),
-    `${row.service ?? '–'}/${row.backend ?? row.target_id}`, words(row.state), duration(row.idle_s), duration(row.age_s), row.owner ?? '–'];
+    `${row.service ?? '–'}/${row.backend ?? row.target_id}`, words(row.state), duration(row.idle_s), duration(row.age_s), row.owner ?? '–',
+    row.origin ?? '–'];
   values.forEach((value, index) => text(tr.children[index], value));
 }

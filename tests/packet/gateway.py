@@ -194,7 +194,8 @@ class Gateway:
     ) -> None:
         """Writes one established connection."""
         value = np.zeros((), layout.CONNECTION)
-        value["last_seen_s"], value["target"], value["owner"] = int(time.monotonic()), target, owner
+        value["last_seen_s"], value["target"] = int(time.monotonic()), target
+        value["owner"] = value["origin"] = owner
         value["state"], value["service"] = int(state), service
         self.maps.connections.set(key, value)
 

@@ -354,7 +354,7 @@ def test_a_connection_of_another_node_is_taken_over_by_its_clients_packets(gatew
     assert target_of(gateway, segment(CLIENT_PORT, "A")) == 1
     entry = gateway.connection(KEY)
     assert entry is not None
-    assert int(entry["owner"]) == g.NODE
+    assert (int(entry["owner"]), int(entry["origin"])) == (g.NODE, 9)
     assert [kind for kind, _, _ in records(gateway)] == [RecordKind.MOVED]
 
 
@@ -365,4 +365,5 @@ def test_records_name_key_node_and_ids(gateway: g.Gateway) -> None:
     record = gateway.drain()[0]
     assert record["key"].tobytes() == KEY.tobytes()
     assert (int(record["node"]), int(record["value"]["owner"]), int(record["value"]["service"])) == (g.NODE, g.NODE, 1)
+    assert int(record["value"]["origin"]) == g.NODE
     assert abs(int(record["value"]["opened_s"]) - time.monotonic()) <= 2

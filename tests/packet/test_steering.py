@@ -66,7 +66,7 @@ def test_a_connection_of_a_peer_stays_with_it_while_it_is_a_member(cluster: g.Ga
     assert cluster.run(packet)[0] == Verdict.PASS
     entry = cluster.connection(KEY)
     assert entry is not None
-    assert int(entry["owner"]) == g.NODE
+    assert (int(entry["owner"]), int(entry["origin"])) == (g.NODE, PEER)
     assert [int(record["kind"]) for record in cluster.drain()] == [RecordKind.MOVED]
     assert cluster.reason_count("NOTE_TAKEN_OVER") == 1
 

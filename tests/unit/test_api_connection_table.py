@@ -37,6 +37,7 @@ def table() -> tuple[Any, Any]:
         keys[index]["protocol"] = choose.choice([6, 17, 47])
         values[index]["target"], values[index]["service"] = choose.randrange(5), choose.randrange(4)
         values[index]["owner"], values[index]["state"] = choose.randrange(4), choose.randrange(10)
+        values[index]["origin"] = choose.randrange(4)
         values[index]["last_seen_s"] = NOW_S - choose.randrange(-2, 500)
         values[index]["opened_s"] = NOW_S - 500
     return keys, values
@@ -57,6 +58,7 @@ FILTERS: list[dict[str, Any]] = [
     {"destination": "::/0", "source_port": 3},
     {"backend": "b1"},
     {"service": "dns", "owner": "gw2"},
+    {"owner": "gw1", "origin": "gw2"},
     {"state": "established", "idle_min_s": 10, "idle_max_s": 300},
     {"idle_min_s": 499.5},
 ]
@@ -82,6 +84,7 @@ def matches(wanted: dict[str, Any], key: Any, value: Any) -> bool:
         wanted.get("backend") in (None, NAMES.backends.get(int(value["target"]), (None, 0))[1])
         and wanted.get("service") in (None, NAMES.services.get(int(value["service"]), 0))
         and wanted.get("owner") in (None, NAMES.nodes.get(int(value["owner"]), 0))
+        and wanted.get("origin") in (None, NAMES.nodes.get(int(value["origin"]), 0))
         and ("state" not in wanted or int(value["state"]) == State[wanted["state"].upper()])
         and wanted.get("idle_min_s", 0) <= idle <= wanted.get("idle_max_s", 10**9)
     )

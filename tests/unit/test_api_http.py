@@ -33,6 +33,7 @@ def fill_connections(api: RunningApi) -> None:
     values["target"] = 1 + number % 2
     values["service"] = 1
     values["owner"] = 1 + number % 3
+    values["origin"] = 1 + number % 2
     values["state"] = np.where(number % 10 == 0, State.UDP, State.ESTABLISHED)
     values["last_seen_s"] = int(time.monotonic()) - number % 100
     assert api.maps.connections.update(keys, values) == CONNECTIONS
@@ -111,7 +112,7 @@ def test_row_says_all_there_is_to_know(api: RunningApi) -> None:
     assert row == {
         "protocol": "tcp", "source": "192.0.2.13", "source_port": 10013, "destination": "10.0.1.100",
         "destination_port": 80, "service": "web", "backend": "b2", "target_id": 2, "owner": "gw2",
-        "state": "established",
+        "origin": "gw2", "state": "established",
     }  # fmt: skip
 
 

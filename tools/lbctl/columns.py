@@ -93,6 +93,7 @@ CONNECTION_COLUMNS = (
     Column("IDLE", lasting("idle_s"), right=True),
     Column("AGE", lasting("age_s"), right=True),
     Column("OWNER", plain("owner")),
+    Column("ORIGIN", plain("origin")),
 )
 COUNTER_COLUMNS = (
     Column("REASON", plain("reason")),

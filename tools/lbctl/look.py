@@ -103,6 +103,7 @@ def conns(
     service: Annotated[str | None, typer.Option(autocompletion=complete_service, help="Service name.")] = None,
     backend: Annotated[str | None, typer.Option(help="Backend name within its service.")] = None,
     owner: Annotated[str | None, typer.Option(autocompletion=complete_node, help="Node that handles it.")] = None,
+    origin: Annotated[str | None, typer.Option(autocompletion=complete_node, help="Node that accepted it.")] = None,
     state: Annotated[str | None, typer.Option(help="syn, established, udp, fin_client, closing, …")] = None,
     idle_min: Annotated[float | None, typer.Option(help="Silent for at least so many seconds.")] = None,
     idle_max: Annotated[float | None, typer.Option(help="Silent for at most so many seconds.")] = None,
@@ -117,7 +118,8 @@ def conns(
     """
     query = {
         "protocol": protocol, "source": source, "source_port": source_port, "destination": destination,
-        "destination_port": destination_port, "service": service, "backend": backend, "owner": owner, "state": state,
+        "destination_port": destination_port, "service": service, "backend": backend, "owner": owner, "origin": origin,
+        "state": state,
         "idle_min_s": idle_min, "idle_max_s": idle_max,
     }  # fmt: skip
     if top is not None:
