@@ -2,8 +2,8 @@
 """What a client loses when the gateway that holds the virtual address goes: `python -m tools.bench failover`.
 
 A prober in the client's namespace asks a UDP service through the VIP every millisecond while the owner is hurt; the
-gap is the longest time without an answer, counted between sending times. Beside it, TCP connections that are held open
-through the fault and connections into which the server pushes count as lost when they end or stall for good.
+gap is the longest time without an answer, counted between sending times. Beside it, TCP connections into which the
+server pushes: they count as lost when they end or stall for good, and how long the worst of them stood still is told.
 
 `--versus keepalived` measures VRRPv3 in the same network: three routers, the VIP on one of them, the UDP service on
 the routers themselves.
@@ -182,6 +182,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "not_back": sum(not run["answered_at_end"] for run in runs),
         "prober_late_ms": max(run["latest_send_ms"] for run in runs),
         "connections_lost": sum(_lost(run["pushed"]) for run in runs),
+        "connections_stall_ms": spread([run["pushed"]["longest_stall_ms"] for run in runs]),
         "connections": PUSHED * len(runs),
     }
 
@@ -279,11 +280,11 @@ def measure_keepalived(repetitions: int, name: str) -> dict[str, Any]:
                     time.sleep(AFTER_S + 4 * advert_s)
                     report = prober.finish()
                 _hear(lab, owner)
-                runs.append({**report, "pushed": {"lost_connections": 0}})
+                runs.append({**report, "pushed": {"lost_connections": 0, "longest_stall_ms": 0.0}})
                 time.sleep(0.5 + 2 * advert_s)
             found = summary(runs)
             # Nothing is balanced here, so no connections were watched.
-            del found["connections"], found["connections_lost"]
+            del found["connections"], found["connections_lost"], found["connections_stall_ms"]
             results[f"host-dead, advert {advert_s:g} s"] = found
             print(f"keepalived {advert_s:g}: {json.dumps(results)}", file=sys.stderr)
     return results
