@@ -124,7 +124,7 @@ class Cluster:
         self.own.config_version = self.store.current.version
         segments = {interface.name: interface.segment for interface in gateway.node.interfaces}
         occupancy = Occupancy(segments, lambda: self.own.links.links)
-        self.alone = Alone(occupancy, self._untaken, self._react, self.journal.tell)
+        self.alone = Alone(occupancy, self._untaken, self._yielding, self._react, self.journal.tell)
         self.vips = VipManager(
             gateway.node,
             engine.hold,
@@ -302,6 +302,10 @@ class Cluster:
 
     def _untaken(self) -> Iterator[Vip]:
         return (vip for vip in self.store.current.vips if vip.host not in self.vips.taken and not self._stopping)
+
+    def _yielding(self) -> Iterator[Vip]:
+        there = self.refusals.others_there(time.monotonic())
+        return (vip for vip in self.store.current.vips if there and vip.host in self.vips.taken)
 
     def _may_move(self) -> bool:
         return time.monotonic() - self._moved_at >= self.store.current.policy.hold_after_move_s

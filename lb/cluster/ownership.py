@@ -144,7 +144,8 @@ def decide(
 ) -> list[Write]:
     """What the coordinator has to write so that every address comes where it belongs. Empty when nothing is to do.
 
-    `occupied` addresses, which somebody outside the group answers for, stay as they are.
+    `occupied` addresses, which somebody outside the group answers for, are left to them: given to nobody, and given up
+    by who has them.
     """
     waiting = {address for address, holding in cluster.holdings.items() if holding.owner in cluster.excused}
     waiting |= set(occupied)
@@ -152,6 +153,8 @@ def decide(
     owners = {address: _settled(holding, cluster) or None for address, holding in cluster.holdings.items()}
     moves = plan(seats(cluster), wishes, owners, cluster.policy, may_rebalance=may_rebalance)
     writes = [transfer(cluster, move.address, move.target or NOBODY, str(move.reason), "", now) for move in moves]
+    given_up = sorted(each for each in occupied if cluster.holdings.get(each, Holding()).owner in cluster.members)
+    writes += [transfer(cluster, address, NOBODY, "occupied", "", now) for address in given_up]
     writes += _stale_releases(cluster, waiting | {move.address for move in moves}, now)
     writes += _unwanted(cluster, now)
     return [write for write in writes if write is not None]
@@ -308,4 +311,5 @@ _TEXTS = {
     str(Reason.OPERATOR): "an operator moved it",
     str(Reason.NO_CANDIDATE): "no gateway can hold it",
     str(Reason.CONTESTED): "two groups merged",
+    "occupied": "another gateway answers for it, though its datagrams are refused",
 }

@@ -86,6 +86,10 @@ class Refusals:
         why, at = self._refused.get(node, ("", now))
         return why if now - at <= PRESENT_S else ""
 
+    def others_there(self, now: float) -> bool:
+        """Whether some peer's address is heard at present, though what it sends is refused."""
+        return any(peer and now - at <= PRESENT_S for peer, (_, at) in self._refused.items())
+
     def _is_news(self, now: float, trouble: tuple[str, str]) -> bool:
         self._told = {each: at for each, at in self._told.items() if now - at < QUIET_S}
         if trouble in self._told or len(self._told) >= TROUBLES_MAX:

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from netlab import build, cluster, faults, gateway_files, services
 from netlab.lab import Argument, Lab
-from netlab.topology import HTTP_PORT, RING_PORT
+from netlab.topology import FAMILIES, HTTP_PORT, RING_PORT
 from netlab.waiting import eventually
 
-from scenarios.clients import answered, others
+from scenarios.clients import answered, asking, others
 from sync.transport.wire import VERSION
 
 WRONG = "gw3"
@@ -148,6 +148,40 @@ def test_a_gateway_with_a_mistake_harms_nobody_and_all_are_told_why(rest: Lab, w
     assert build.mac_address(WRONG, "eth0") not in [run["mac"] for run in claims.report[vip]]
     for report in (held.report, new.report):
         assert (report["failed"], report.get("lost_connections", 0)) == (0, 0), report
+
+
+def test_it_serves_once_all_others_are_gone_and_gives_way_when_they_are_back(rest: Lab) -> None:
+    lab, mistake, rightful = rest, MISTAKES["another key"], others(rest, WRONG)
+    path = lab.directory / WRONG / "node.toml"
+    path.write_text(mistake.change(lab, path.read_text()))
+    mistake.start(lab)
+    eventually(partial(names, lab, rightful[0], mistake), 15, f"{rightful[0]} says what is wrong")
+    assert held_by(lab, WRONG) == {None}, "they are well"
+    for name in rightful:
+        faults.signal_daemon(lab, name, "kill")
+    eventually(lambda: held_by(lab, WRONG) == {WRONG}, 10, f"{WRONG} takes what nobody answers for")
+    assert answered(lab, 50)
+    for name in rightful:
+        lab.start_daemon(name, wait=False)
+    cluster.wait_for_members(lab, rightful)
+    cluster.wait_for_owners(lab, rightful, but=[WRONG])
+    eventually(lambda: held_by(lab, WRONG) == {None}, 10, f"{WRONG} gives way")
+    eventually(partial(only_these_answer, lab, rightful), 10, f"only {rightful} answer for the VIPs")
+    assert answered(lab, 50)
+
+
+def held_by(lab: Lab, asked: str) -> set[str | None]:
+    """Who holds the VIPs as this gateway sees it."""
+    return set(cluster.owners(lab, but=others(lab, asked)).values())
+
+
+def only_these_answer(lab: Lab, names: list[str]) -> bool:
+    """Whether nobody else answers for the VIPs of the clients' segment, asked for a while."""
+    claims = lab.measure(
+        "claims", "eth0", *(lab.topology.vip(family) for family in FAMILIES), *asking(lab), "--seconds", 0.6
+    )
+    allowed = {build.mac_address(name, "eth0") for name in names}
+    return all({run["mac"] for run in runs} <= allowed for runs in claims.values())
 
 
 def names(lab: Lab, node: str, mistake: Mistake) -> bool:

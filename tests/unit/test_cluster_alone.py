@@ -23,7 +23,9 @@ async def main():
         links = {link.name: link for link in kernel.links() if link.name == "wire"}
     occupancy = Occupancy({"wire": "lan"}, lambda: links)
     untaken = lambda: (vip for vip in vips if vip.host not in taken)
-    alone = Alone(occupancy, untaken, lambda: decided.append(alone.waits), told.append)
+    heard = False
+    yielding = lambda: (vip for vip in vips if heard and vip.host in taken)
+    alone = Alone(occupancy, untaken, yielding, lambda: decided.append(alone.waits), told.append)
     seen = {"at first": alone.waits}
     alone.wait()
     seen["waiting"] = alone.waits
@@ -34,7 +36,10 @@ async def main():
     seen["told"] = [(event.kind, event.subject) for event in told]
     await until(lambda: decided)
     # Asked again and again: the answer has not aged.
-    seen["decided while waiting"], seen["still"] = decided, sorted(alone.occupied())
+    seen["decided while waiting"], seen["still"] = [*decided], sorted(alone.occupied())
+    heard = True
+    await until(lambda: len(decided) > 1)
+    seen["gives up"] = sorted(alone.left_alone())
     alone.found_others()
     seen["found others"] = sorted(alone.left_alone())
     print(json.dumps(seen))
@@ -53,4 +58,5 @@ def test_what_somebody_answers_for_is_left_alone_until_another_gateway_is_found(
     assert seen["left alone"] == [["10.9.0.100"]] * 2
     assert seen["told"] == [["vip.in_use", "10.9.0.100"]]
     assert seen["still"] == ["10.9.0.100"]
+    assert seen["gives up"] == ["10.9.0.100", "10.9.0.101"], "the others are there, only not understood"
     assert seen["found others"] == []

@@ -89,6 +89,23 @@ def test_an_address_that_somebody_else_answers_for_is_left_alone() -> None:
     assert owners_after(state, writes) == {"10.0.1.100": (1, 0), "10.0.2.100": (1, 0)}
 
 
+def test_an_address_that_somebody_else_answers_for_is_given_up() -> None:
+    state = cluster({1}, {address: Holding(1) for address in ADDRESSES})
+    (write,) = decide(state, may_rebalance=False, now=0, occupied={ADDRESSES[1]})
+    assert write.after is not None
+    assert (write.address, write.after.heir, write.after.releasing) == (ADDRESSES[1], NOBODY, True)
+    state = replace(state, holdings={**state.holdings, ADDRESSES[1]: write.after})
+    assert decide(state, may_rebalance=False, now=0, occupied={ADDRESSES[1]}) == [], "once is enough"
+    assert ADDRESSES[1] not in to_hold(state, 1)
+    (handed,) = hand_on(state, 1, set(), 0)
+    assert handed.after is not None
+    state = replace(state, holdings={**state.holdings, ADDRESSES[1]: handed.after})
+    assert decide(state, may_rebalance=False, now=0, occupied={ADDRESSES[1]}) == []
+    (again,) = decide(state, may_rebalance=False, now=0)
+    assert again.after is not None
+    assert again.after.owner == 1, "nobody answers for it any more"
+
+
 def test_an_heir_that_dies_leaves_the_address_with_its_owner() -> None:
     holdings = dict.fromkeys(ADDRESSES, Holding(1)) | {ADDRESSES[0]: Holding(1, 2, True)}
     state = cluster({1, 3}, holdings)

@@ -83,3 +83,11 @@ def test_a_peer_is_refused_for_as_long_as_it_is_heard() -> None:
     assert "10.0.1.3" in refusals.of(2, 5.0)
     assert refusals.of(2, 5.1 + PRESENT_S) == ""
     assert refusals.of(1, 5.0) == ""
+    assert refusals.others_there(5.0 + PRESENT_S)
+    assert not refusals.others_there(5.1 + PRESENT_S)
+
+
+def test_a_stranger_who_is_refused_is_no_other_gateway() -> None:
+    refusals = Refusals(name)
+    refusals.take(0.0, turned_away("unknown_source", 9, peer=0))
+    assert not refusals.others_there(0.0)
