@@ -31,7 +31,6 @@ PAGE_POLICY = (
 CODE_OF_HTTP = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 log = logging.getLogger("lb.api")
-AsgiCallable = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 def identity_of(gateway: Gateway, request: Request) -> Identity:

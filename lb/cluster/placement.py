@@ -20,8 +20,6 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-REBALANCE_CHOICES = ("off", "count", "load")
-
 
 class Standing(enum.IntEnum):
     """How fit a node is to hold addresses; lower is better."""

@@ -21,7 +21,6 @@ from ebpf.maps import Maps
 from lb.cluster.ownership import Cluster, NodeFacts, steering_nodes, working_nodes
 from lb.configuration.fields import IpAddress
 from lb.engine.backend_table import Choice, maglev
-from lb.engine.plan import marked
 
 Array = npt.NDArray[Any]
 # Tables kept ready for a node leaving; 128 KiB each.
@@ -78,15 +77,8 @@ def peering(cluster: Cluster, node: int, links: Iterable[LocalLink]) -> Peering:
     return Peering(members, sharing, tunnels, tuple(paths), tuple(macs))
 
 
-def steering_slots(sharing: Iterable[int], before: Array | None) -> Array:
-    """The steering table: Maglev over the nodes, keyed by their ids, so that it does not depend on names or order.
-
-    Slots that lead elsewhere than before are marked, so that connections of the table before are looked up.
-    """
-    return marked(before, _bare_slots(sharing))
-
-
-def _bare_slots(sharing: Iterable[int]) -> Array:
+def steering_slots(sharing: Iterable[int]) -> Array:
+    """The steering table: Maglev over the nodes, keyed by their ids, so that it does not depend on names or order."""
     return maglev([Choice(number, f"node {number}", 1) for number in sharing]).astype(np.uint16)
 
 
@@ -101,7 +93,6 @@ class SteeringWriter:
     def __init__(self, maps: Maps) -> None:
         self._maps = maps
         self._sharing: tuple[int, ...] | None = None
-        self._slots: Array | None = None
         self._prepared: dict[tuple[int, ...], Array] = {}
         self._lock = threading.Lock()
         self.tables_written = 0
@@ -130,7 +121,7 @@ class SteeringWriter:
             kept = {sharing: self._prepared[sharing] for sharing in wanted if sharing in self._prepared}
         for sharing in wanted:
             if sharing not in kept:
-                kept[sharing] = _bare_slots(sharing)
+                kept[sharing] = steering_slots(sharing)
         with self._lock:
             self._prepared = kept
 
@@ -144,9 +135,8 @@ class SteeringWriter:
         # After the ways: nothing is sent where the way is not known yet.
         if sharing == self._sharing:
             return False
-        bare = self._prepared.get(sharing)
-        self._slots = marked(self._slots, bare if bare is not None else _bare_slots(sharing))
-        self._maps.replace_table(STEERING_TABLE, self._slots)
+        slots = self._prepared.get(sharing)
+        self._maps.replace_table(STEERING_TABLE, slots if slots is not None else steering_slots(sharing))
         self._sharing = sharing
         self.tables_written += 1
         return True
@@ -190,9 +180,3 @@ def _exactly(target: Map, keys: Array, values: Array) -> None:
     gone = [key.tobytes() not in wanted for key in present]
     if any(gone):
         target.delete(present[np.array(gone)])
-
-
-def shares(slots: Array, nodes: Iterable[int]) -> Mapping[int, float]:
-    """Each node's part of the steering table."""
-    bare = slots & np.uint16(layout.SLOT_TARGET_MASK)
-    return {number: float((bare == number).mean()) for number in nodes}

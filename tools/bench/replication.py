@@ -26,8 +26,6 @@ RING_BUFFER_BYTES = 1 << 22
 # The default; with another one the idle token, and so the delay of few records, would have another pace.
 FAILURE_DETECTION_MS = 40
 END_TIMEOUT_S = 90
-# So many different connections are all still in the map of a million: the kernel evicts a little early.
-MAP_FILL_MAX = 950_000
 RATES = {"flat-out": 0, "1000/s": 1000, "100000/s": 100_000, "300000/s": 300_000}
 # The kernel's limit is 262,144 entries here. 0: more than its creators can make.
 CONNTRACKD_ENTRIES = {"flat-out": 200_000, "1000/s": 3_000, "100000/s": 200_000, "300000/s": 0}
