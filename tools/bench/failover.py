@@ -28,6 +28,8 @@ from netlab.traffic_run import Traffic
 from netlab.waiting import eventually
 
 TOPOLOGY = "three-gateways"
+# Where the ring has links of its own, all of which can be cut while the data links stay.
+RING_TOPOLOGY, RING_INTERFACES = "four-gateways-dual-link", ("eth2", "eth3")
 BEFORE_S, AFTER_S = 0.6, 1.5
 PUSHED = 20
 SILENCE = "bench_silence"
@@ -84,6 +86,7 @@ FAULTS: dict[str, Fault] = {
     "host-dead": (_silence, _hear),
     "outside-link": (_links(False, "eth0"), _links(True, "eth0")),
     "inside-link": (_links(False, "eth1"), _links(True, "eth1")),
+    "ring-links": (_links(False, *RING_INTERFACES), _links(True, *RING_INTERFACES)),
 }
 
 
@@ -154,11 +157,23 @@ def stages_ms(lab: Lab, vip: str, owner: str, at: float, gap: dict[str, Any]) ->
 
 
 def measure(faults_wanted: list[str], repetitions: int, ring_options: dict[str, Any], name: str) -> dict[str, Any]:
-    """All repetitions of each fault in one lab."""
+    """All repetitions of each fault, in one lab for each topology."""
     results: dict[str, Any] = {}
-    with Lab.up(name, TOPOLOGY, ring_options=ring_options) as lab:
+    for topology in (TOPOLOGY, RING_TOPOLOGY):
+        kinds = [kind for kind in faults_wanted if (kind == "ring-links") == (topology == RING_TOPOLOGY)]
+        if kinds:
+            results |= measure_in(topology, kinds, repetitions, ring_options, name)
+    return results
+
+
+def measure_in(
+    topology: str, kinds: list[str], repetitions: int, ring_options: dict[str, Any], name: str
+) -> dict[str, Any]:
+    """These faults in a lab of this topology."""
+    results: dict[str, Any] = {}
+    with Lab.up(name, topology, ring_options=ring_options) as lab:
         stop_flooding(lab)
-        for kind in faults_wanted:
+        for kind in kinds:
             runs = []
             for _ in range(repetitions):
                 cluster.settle(lab)
