@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from lb import __version__
 from lb.configuration.advice import Network
 from lb.configuration.fields import IpAddress
+from lb.configuration.gateway_addresses import ring_addresses
 from lb.configuration.model import ClusterConfig
 from lb.configuration.node import NodeConfig
 from lb.configuration.store import ConfigStore, FileStore
@@ -63,13 +64,17 @@ class Gateway:
         self.networks: dict[str, set[Network]] = {segment: set() for segment in node.segments}
         # By interface of the packet path, the gateway's own addresses there: no VIPs, none of the link's alone.
         self.own_addresses: dict[str, tuple[IpAddress, ...]] = {}
+        # Every address that is the gateway's own → the interface it is on; those of the packet path come first.
+        self.own_hosts: dict[str, str] = {}
         # What the last sweep over the connections found.
         self.census = Census()
         # The event loop's worst delay of late, in seconds.
         self.lag_s = 0.0
-        # A cluster replaces these two: events are told to the peers, and the ring has a view.
+        # A cluster replaces these three: events are told to the peers, the ring has a view, and the others tell which
+        # addresses are theirs (→ the gateway's name).
         self.report: Callable[[Event], object] = self.record
         self.view: Callable[[], dict[str, Any] | None] = lambda: None
+        self.told_addresses: Callable[[], Mapping[str, str]] = dict
         self._news = HealthNews()
         self.board = HealthBoard(node.node.id, self._share_alone, self._health_changed)
 
@@ -118,6 +123,12 @@ class Gateway:
             "config_version": self.store.current.version,
             "loop_lag_ms": self.lag_s * 1000,
         }
+
+    def gateway_addresses(self) -> dict[str, str]:
+        """The addresses that are gateways' own, as far as they are known here → whose each is, in words."""
+        told = {host: f"gateway {name}" for host, name in self.told_addresses().items()}
+        own = {host: f"gateway {self.name} (on {interface})" for host, interface in self.own_hosts.items()}
+        return told | ring_addresses(self.node) | own
 
     # --- health ------------------------------------------------------------------------------------------------------
 

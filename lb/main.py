@@ -21,6 +21,7 @@ from ebpf.loader import LoaderError
 from ebpf.maps import LayoutMismatchError
 from lb import __version__
 from lb.configuration import validate
+from lb.configuration.gateway_addresses import ring_addresses
 from lb.configuration.node import ConfigError, NodeConfig
 from lb.control import ControlError
 from lb.daemon import AlreadyRunning, Daemon
@@ -76,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read_files(options: argparse.Namespace) -> NodeConfig:
     node = validate.node_config(validate.read_file(options.config), str(options.config))
     if options.services is not None:
-        validate.cluster_config(validate.read_file(options.services), str(options.services))
+        services = validate.read_file(options.services)
+        validate.cluster_config(services, str(options.services), gateway_addresses=ring_addresses(node))
     return node
 
 

@@ -43,7 +43,7 @@ class SingleNode:
         self._gateway.engine.set_lease(LEASE_FOREVER_NS)
         gateway = self._gateway
         self._routes = RouteAnnouncer(gateway.node, gateway.driver.settled, lambda: True, gateway.report, FOREVER)
-        self._routes.start(vip.host for vip in gateway.store.current.routed_vips)
+        self._routes.start(self._routed(gateway.store.current))
         self._gateway.store.on_change(self._changed)
         await self._take(EMPTY, self._gateway.store.current)
 
@@ -73,7 +73,10 @@ class SingleNode:
             before = {vip.host for vip in _on_segments(old)}
             self._announce([vip for vip in _on_segments(new) if vip.host in held and vip.host not in before])
             if self._routes is not None:
-                self._routes.want(frozenset(vip.host for vip in new.routed_vips))
+                self._routes.want(self._routed(new))
+
+    def _routed(self, config: ClusterConfig) -> frozenset[str]:
+        return frozenset(vip.host for vip in config.routed_vips) - self._gateway.own_hosts.keys()
 
     def _place(self, old: ClusterConfig, new: ClusterConfig) -> None:
         with Netlink() as netlink:
@@ -91,6 +94,10 @@ class SingleNode:
             self._problems[vip.host] = f"no interface of this gateway is on segment {vip.segment}"
             log.warning("VIP %s: %s", vip.address, self._problems[vip.host])
             return
+        if vip.host in self._gateway.own_hosts:
+            self._problems[vip.host] = f"it is this gateway's own address (on {self._gateway.own_hosts[vip.host]})"
+            log.warning("VIP %s: %s", vip.address, self._problems[vip.host])
+            return
         try:
             netlink.add_address(link.index, _interface_of(vip))
         except NetlinkError as error:
@@ -104,7 +111,7 @@ class SingleNode:
         self._since.pop(vip.host, None)
         self._problems.pop(vip.host, None)
         link = self._link_of(links, vip)
-        if link is not None:
+        if link is not None and vip.host not in self._gateway.own_hosts:
             netlink.delete_address(link.index, _interface_of(vip))
 
     def _link_of(self, links: dict[str, Link], vip: Vip) -> Link | None:

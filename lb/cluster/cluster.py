@@ -96,6 +96,7 @@ class Cluster:
         gateway.store = self.store
         gateway.report = self.journal.tell
         gateway.view = self.view_plain
+        gateway.told_addresses = self._told_addresses
         gateway.use_board(self._share)
         self._figures = ClusterFigures(gateway.metrics)
 
@@ -120,6 +121,7 @@ class Cluster:
             gateway.set_state,
             self._links_changed,
             lambda: gateway.own_addresses,
+            lambda: gateway.own_hosts,
         )
         self.own.config_version = self.store.current.version
         segments = {interface.name: interface.segment for interface in gateway.node.interfaces}
@@ -131,6 +133,7 @@ class Cluster:
             self.own.links,
             self.journal.duplicate,
             self.lease.runs,
+            lambda: gateway.own_hosts,
         )
         self.vips.start(self.store.current, keep=keep)
         self.routed = self.own.routed = RoutedVips(gateway, self.lease.runs, self.journal.tell)
@@ -416,6 +419,10 @@ class Cluster:
             "serving": self.state.serving,
             "coordinator": self.state.name(self.state.coordinator),
         }
+
+    def _told_addresses(self) -> dict[str, str]:
+        told = self.state.cluster(self.store.current).gateway_addresses
+        return {address: self.state.name(node) for address, node in told.items()}
 
     def _status(self) -> dict[str, Any]:
         connections = self.gateway.census.seen

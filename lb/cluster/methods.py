@@ -178,6 +178,9 @@ def _vip_row(cluster: Cluster, vip: Vip, nodes: list[dict[str, Any]]) -> dict[st
 def _why(cluster: Cluster, vip: Vip, holding: Holding, nodes: list[dict[str, Any]]) -> str:
     """Why an address is where it is, or why it is nowhere."""
     told = cluster.vips.problems.get(vip.host) or reason_text(holding.reason)
+    gateway = _gateway_of(cluster, vip)
+    if gateway:
+        return f"it is {gateway}'s own address: take it off there, or out of the VIPs"
     if holding.owner != NOBODY:
         return told
     mac = cluster.alone.occupied().get(vip.host)
@@ -186,12 +189,19 @@ def _why(cluster: Cluster, vip: Vip, holding: Holding, nodes: list[dict[str, Any
     return why_unheld(vip.segment, nodes) or told
 
 
+def _gateway_of(cluster: Cluster, vip: Vip) -> str:
+    """The gateway whose own address a VIP is by mistake; empty if it is none's."""
+    node = cluster.state.cluster(cluster.store.current).gateway_addresses.get(vip.host)
+    return cluster.state.name(node) if node is not None else ""
+
+
 # --- moving ----------------------------------------------------------------------------------------------------------
 
 
 async def _move(cluster: Cluster, params: Params, caller: Caller) -> dict[str, Any]:
     vip, target = _exclusive_vip(cluster, params), _node(cluster, params)
     name = cluster.state.name(target)
+    _check_fit(cluster, vip)
     _check_reachable(cluster, vip, target)
     if vip.pin and vip.pin != name:
         raise ControlError("conflict", f"{vip.host} is pinned to {vip.pin}", remedy="unpin it, or pin it elsewhere")
@@ -303,6 +313,13 @@ def _node(cluster: Cluster, params: Params) -> int:
         known = ", ".join(sorted(cluster.state.ids))
         raise ControlError("not_found", f"there is no node {name!r}", field="node", remedy=f"there are: {known}")
     return node
+
+
+def _check_fit(cluster: Cluster, vip: Vip) -> None:
+    gateway = _gateway_of(cluster, vip)
+    if gateway:
+        message = f"{vip.host} is {gateway}'s own address: nobody holds it"
+        raise ControlError("conflict", message, field="address", remedy="take it off there, or out of the VIPs")
 
 
 def _check_reachable(cluster: Cluster, vip: Vip, node: int) -> None:

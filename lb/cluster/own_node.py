@@ -2,7 +2,8 @@
 """How fit this gateway is, and what it tells the others of itself."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 
 from lb import __version__
 from lb.cluster.ownership import NODE_PREFIX, NodeFacts, pack
@@ -17,6 +18,8 @@ from lb.connections.replication import Replication
 from lb.network.links import LinkWatch
 from sync.driver import Ring
 
+# Of a gateway's own addresses; those on the interfaces of the packet path come first, and are the dangerous ones.
+ADDRESSES_TOLD_MAX = 256
 STATE_NAMES = {
     Standing.READY: "in_service",
     Standing.DRAINED: "draining",
@@ -28,7 +31,7 @@ STATE_NAMES = {
 
 class OwnNode:
     """Standing and facts of this gateway. `set_state(state, reason)` tells the daemon; `addresses()` are its own, by
-    interface of the packet path."""
+    interface of the packet path, and `own_hosts()` all of them."""
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class OwnNode:
         set_state: Callable[[str, str], None],
         links_changed: Callable[[bool], None],
         addresses: Callable[[], Mapping[str, tuple[IpAddress, ...]]],
+        own_hosts: Callable[[], Iterable[str]],
     ) -> None:
         self._node = node
         self._started_at = started_at
@@ -49,6 +53,7 @@ class OwnNode:
         self._set_state = set_state
         self._links_changed = links_changed
         self._addresses = addresses
+        self._own_hosts = own_hosts
         self._published: NodeFacts | None = None
         self._segments = {interface.name: interface.segment for interface in node.interfaces}
         self.links = LinkWatch(asyncio.get_running_loop(), self._segments, self._watch_links)
@@ -102,6 +107,7 @@ class OwnNode:
             config_version=self.config_version,
             started_at=self._started_at,
             route_problem=self.routed.problem if self.routed is not None else "",
+            addresses=tuple(islice(self._own_hosts(), ADDRESSES_TOLD_MAX)),
         )
 
     def _tunnel_end(self) -> str:

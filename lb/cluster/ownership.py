@@ -58,6 +58,8 @@ class NodeFacts:
     started_at: float = 0.0
     # Why it does not announce VIPs as routes although it should.
     route_problem: str = ""
+    # Its own, which nobody may hold as a VIP.
+    addresses: tuple[str, ...] = ()
 
 
 _STANDINGS = frozenset(int(standing) for standing in Standing)
@@ -108,6 +110,11 @@ class Cluster:
     # Members that left to come back at once, under a stretched lease: their addresses wait for them.
     excused: frozenset[int] = frozenset()
 
+    @property
+    def gateway_addresses(self) -> dict[str, int]:
+        """Address → the gateway whose own it is."""
+        return {address: node for node, fact in self.facts.items() for address in fact.addresses}
+
 
 @dataclass(frozen=True, slots=True)
 class Write:
@@ -149,15 +156,24 @@ def decide(
     """
     waiting = {address for address, holding in cluster.holdings.items() if holding.owner in cluster.excused}
     waiting |= set(occupied)
-    wishes = [wish for wish in cluster.wishes if wish.address not in waiting]
+    barred = cluster.gateway_addresses.keys() & {wish.address for wish in cluster.wishes}
+    wishes = [wish for wish in cluster.wishes if wish.address not in waiting and wish.address not in barred]
     owners = {address: _settled(holding, cluster) or None for address, holding in cluster.holdings.items()}
     moves = plan(seats(cluster), wishes, owners, cluster.policy, may_rebalance=may_rebalance)
     writes = [transfer(cluster, move.address, move.target or NOBODY, str(move.reason), "", now) for move in moves]
     given_up = sorted(each for each in occupied if cluster.holdings.get(each, Holding()).owner in cluster.members)
     writes += [transfer(cluster, address, NOBODY, "occupied", "", now) for address in given_up]
-    writes += _stale_releases(cluster, waiting | {move.address for move in moves}, now)
+    writes += _barred(cluster, barred, now)
+    writes += _stale_releases(cluster, waiting | barred | {move.address for move in moves}, now)
     writes += _unwanted(cluster, now)
     return [write for write in writes if write is not None]
+
+
+def _barred(cluster: Cluster, addresses: Iterable[str], now: float) -> list[Write | None]:
+    """VIPs that are a gateway's own address: whoever has one gives it up, and nobody gets it."""
+    held = (address for address in addresses if cluster.holdings.get(address, Holding()).owner != NOBODY)
+    reason = str(Reason.GATEWAY_ADDRESS)
+    return [transfer(cluster, address, NOBODY, reason, "", now) for address in sorted(held)]
 
 
 def _settled(holding: Holding, cluster: Cluster) -> int:
@@ -310,6 +326,6 @@ _TEXTS = {
     str(Reason.REBALANCE): "to even out the load",
     str(Reason.OPERATOR): "an operator moved it",
     str(Reason.NO_CANDIDATE): "no gateway can hold it",
-    str(Reason.CONTESTED): "two groups merged",
+    str(Reason.GATEWAY_ADDRESS): "it is a gateway's own address",
     "occupied": "another gateway answers for it, though its datagrams are refused",
 }

@@ -46,7 +46,7 @@ class Reason(enum.StrEnum):
     REBALANCE = "rebalance"
     OPERATOR = "operator"
     NO_CANDIDATE = "no_candidate"
-    CONTESTED = "contested"
+    GATEWAY_ADDRESS = "gateway_address"
 
 
 _BY_STANDING = {

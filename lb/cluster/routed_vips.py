@@ -18,6 +18,7 @@ class RoutedVips:
     """Announces and withdraws this gateway's. For `entitled` see RouteAnnouncer."""
 
     def __init__(self, gateway: Gateway, entitled: Callable[[], bool], tell: Callable[[Event], object]) -> None:
+        self._gateway = gateway
         self._node = gateway.node.node.id
         self._announcer = RouteAnnouncer(gateway.node, gateway.driver.settled, entitled, tell)
         self._leaving = False
@@ -29,7 +30,7 @@ class RoutedVips:
 
     def start(self, config: ClusterConfig) -> None:
         """What an earlier daemon announced stays announced until the cluster's state is known."""
-        self._announcer.start(vip.host for vip in config.routed_vips)
+        self._announcer.start(self._fit(config))
 
     async def close(self) -> None:
         """Stop; what is announced stays for as long as the kernel lends it."""
@@ -38,7 +39,11 @@ class RoutedVips:
     def follow(self, cluster: Cluster, own: Standing, config: ClusterConfig) -> None:
         """Hold what follows from the cluster's state and this gateway's standing."""
         holds = announces(cluster, self._node, own) and not self._leaving
-        self._announcer.want(frozenset(vip.host for vip in config.routed_vips) if holds else frozenset())
+        self._announcer.want(self._fit(config) if holds else frozenset())
+
+    def _fit(self, config: ClusterConfig) -> frozenset[str]:
+        """Those that are no gateway's own address by mistake."""
+        return frozenset(vip.host for vip in config.routed_vips) - self._gateway.gateway_addresses().keys()
 
     def withdraw(self) -> None:
         """Announce nothing until the next `follow`."""

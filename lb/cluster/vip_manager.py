@@ -10,7 +10,7 @@ packet path answers for nothing.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_interface
 
@@ -20,6 +20,7 @@ from lb.network.announce import Announcer, Claim
 from lb.network.links import LinkWatch
 from lb.network.netlink import Netlink, NetlinkError
 from lb.network.netlink_messages import Link
+from lb.network.own import own as own_of
 from lb.process.workers import worker_pool
 
 # RFC 5227 section 2.4: an address is defended against a contender at most that often.
@@ -45,7 +46,8 @@ class VipManager:
 
     `on_duplicate(address, mac, interface)` is called when a host outside the cluster uses one of them. `entitled()`
     says whether the lease runs: without it no address is announced, nor defended against another gateway that
-    claims it, for that one may have become its owner in a view that this gateway does not know of.
+    claims it, for that one may have become its owner in a view that this gateway does not know of. `own()` gives the
+    addresses that are this gateway's own (→ their interface): they are neither taken nor deleted.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class VipManager:
         links: LinkWatch,
         on_duplicate: Callable[[str, str, str], None],
         entitled: Callable[[], bool] = lambda: True,
+        own: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._segments = {interface.name: interface.segment for interface in node.interfaces}
@@ -63,6 +66,7 @@ class VipManager:
         self._on_duplicate = on_duplicate
         self._kernel = Netlink()
         self._entitled = entitled
+        self._own = own
         self._announcer = Announcer(self._loop, self._claimed, entitled)
         self._worker = worker_pool(node, 1, "vips")
         self._taken: dict[str, Taken] = {}
@@ -96,7 +100,9 @@ class VipManager:
     def start(self, config: ClusterConfig, *, keep: Iterable[str] = ()) -> None:
         """Find what an earlier daemon left on the interfaces; `keep` is what the packet path still answers for."""
         self.configure(config)
-        present = {(address.index, address.interface) for address in self._kernel.addresses()}
+        found, vips = self._kernel.addresses(), {vip.ip for vip in self._vips.values()}
+        not_ours = set(own_of(found, vips))
+        present = {(each.index, each.interface) for each in found if each not in not_ours}
         for host, vip in self._vips.items():
             for link in self._links_of(vip):
                 if (link.index, ip_interface(vip.address)) in present:
@@ -182,6 +188,9 @@ class VipManager:
             segment = vip.segment if vip is not None else "?"
             self.problems[host] = f"no interface of this gateway that is up is on segment {segment}"
             return
+        if host in self._own():
+            self.problems[host] = f"it is this gateway's own address (on {self._own()[host]})"
+            return
         try:
             self._kernel.add_address(link.index, ip_interface(vip.address))
         except NetlinkError as error:
@@ -197,7 +206,7 @@ class VipManager:
         taken = self._taken.pop(host)
         self._announcer.stop(taken.interface, host)
         link = self._links.links.get(taken.interface)
-        if link is not None:
+        if link is not None and host not in self._own():
             try:
                 self._kernel.delete_address(link.index, ip_interface(taken.vip.address))
             except NetlinkError as error:

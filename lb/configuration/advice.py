@@ -3,22 +3,28 @@
 
 from collections.abc import Collection, Mapping
 from ipaddress import IPv4Network, IPv6Network
+from types import MappingProxyType
 
+from lb.configuration.gateway_addresses import clash
 from lb.configuration.model import ClusterConfig, Vip
 
 Network = IPv4Network | IPv6Network
 
 
 def advice(
-    config: ClusterConfig, networks: Mapping[str, Collection[Network]], forwarding: Mapping[int, bool]
+    config: ClusterConfig,
+    networks: Mapping[str, Collection[Network]],
+    forwarding: Mapping[int, bool],
+    gateway_addresses: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """One sentence for each thing.
 
     `networks`: by segment, those in which this gateway has an address of its own. `forwarding`: whether the kernel
-    forwards packets of an IP version.
+    forwards packets of an IP version. `gateway_addresses`: those that are a gateway's own → whose, in words.
     """
     on_segments = (vip for vip in config.vips if not vip.is_routed)
     found = [text for vip in on_segments if (text := _misplaced(vip, networks)) is not None]
+    found += [f"vip {vip.address}: {fault}" for vip in config.vips if (fault := clash(vip, gateway_addresses))]
     for service in config.services:
         takers = [backend for backend in service.backends if backend.weight and not backend.drain]
         if service.forward != "local" and not takers:

@@ -11,9 +11,10 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_type_hints
 
 import msgpack
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lb.configuration.cross_check import Fault, Path, check_cluster, check_node
 from lb.configuration.fields import ALLOWED_TEXT
+from lb.configuration.gateway_addresses import clashes
 from lb.configuration.model import ClusterConfig
 from lb.configuration.node import SCHEDULING_TEXT, NodeConfig, is_scheduling
 from lb.configuration.plain import to_plain
@@ -60,9 +62,16 @@ class Invalid(ValueError):
         super().__init__("\n".join(problem.text for problem in problems))
 
 
-def parse(kind: Kind, text: str, source: str, *, form: Literal["toml", "json"] = "toml") -> Any:
-    """The NodeConfig or ClusterConfig in `text`; `source` names the file in messages. Raises Invalid with all
-    faults."""
+def parse(
+    kind: Kind,
+    text: str,
+    source: str,
+    *,
+    form: Literal["toml", "json"] = "toml",
+    gateway_addresses: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    """The NodeConfig or ClusterConfig in `text`; `source` names the file in messages. `gateway_addresses` (→ whose, in
+    words) are not to be VIPs. Raises Invalid with all faults."""
     raw = _read(text, source, form)
     lines = text if form == "toml" else ""
     faults = list(_unwritable(raw, CLASSES[kind], ()))
@@ -71,6 +80,8 @@ def parse(kind: Kind, text: str, source: str, *, form: Literal["toml", "json"] =
         if not faults:
             normal = normalise(value)
             faults = check_node(normal) if kind == "node" else check_cluster(normal)
+            if kind == "cluster":
+                faults += clashes(normal, gateway_addresses)
             if not faults:
                 return normal
     raise Invalid([_problem(fault, source, lines) for fault in faults[:PROBLEMS_MAX]])
@@ -265,9 +276,10 @@ def _canonical(text: str) -> str:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """`{kind, text, source, form}` → `{value}` or `{problems}`, plain."""
+    """`{kind, text, source, form, gateway_addresses}` → `{value}` or `{problems}`, plain."""
+    options = {name: request[name] for name in ("form", "gateway_addresses") if name in request}
     try:
-        value = parse(request["kind"], request["text"], request["source"], form=request.get("form", "toml"))
+        value = parse(request["kind"], request["text"], request["source"], **options)
     except Invalid as error:
         return {"problems": [{**asdict(problem), "text": problem.text} for problem in error.problems]}
     return {"value": to_plain(value)}

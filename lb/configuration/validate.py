@@ -3,7 +3,9 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgpack
@@ -37,9 +39,13 @@ def node_config(text: str, source: str) -> NodeConfig:
     return from_plain(NodeConfig, _ask([{"kind": "node", "text": text, "source": source}])[0])
 
 
-def cluster_config(text: str, source: str, form: str = "toml") -> ClusterConfig:
-    """Blocks for about 0.3 s. Raises ConfigError with every fault found."""
-    return from_plain(ClusterConfig, _ask([{"kind": "cluster", "text": text, "source": source, "form": form}])[0])
+def cluster_config(
+    text: str, source: str, form: str = "toml", *, gateway_addresses: Mapping[str, str] = MappingProxyType({})
+) -> ClusterConfig:
+    """Blocks for about 0.3 s. `gateway_addresses` (→ whose, in words) are not to be VIPs. Raises ConfigError with every
+    fault found."""
+    request = {"kind": "cluster", "text": text, "source": source, "form": form}
+    return from_plain(ClusterConfig, _ask([request | {"gateway_addresses": dict(gateway_addresses)}])[0])
 
 
 def _ask(requests: list[dict[str, Any]]) -> list[Any]:

@@ -220,15 +220,18 @@ class PacketEngine:
         self.maps.lease.set(0, until_ns)
 
     def set_own_addresses(self, own: Iterable[IpAddress]) -> None:
-        """The gateway's own addresses, which are never balanced."""
+        """The gateway's own addresses, which are never balanced, and for which it always answers: a VIP that is one of
+        them by mistake must not take the gateway off its segment."""
         with self._addresses_lock:
             self._own = frozenset(str(address) for address in own)
             self._write_addresses()
 
     def _write_addresses(self) -> None:
-        wanted = {host: int(AddressFlag.OWN) for host in self._own}
-        for vip in self._config.vips:
-            wanted[vip.host] = int(AddressFlag.VIP | (AddressFlag.HELD if vip.host in self._held else 0))
+        wanted = {
+            vip.host: int(AddressFlag.VIP | (AddressFlag.HELD if vip.host in self._held else 0))
+            for vip in self._config.vips
+        }
+        wanted |= {host: int(AddressFlag.OWN) for host in self._own}
         entries = np.zeros(len(wanted), layout.ADDRESS_ENTRY)
         entries["flags"] = list(wanted.values())
         keys = _address_keys(wanted)

@@ -36,7 +36,7 @@ def get(gateway: Gateway, _params: Params, _caller: Caller) -> dict[str, Any]:
 
 async def difference(gateway: Gateway, params: Params, _caller: Caller) -> dict[str, Any]:
     """`config.diff`: what a cluster file would change, and what to mind about it."""
-    wanted = await _validated(params)
+    wanted = await _validated(gateway, params)
     config = gateway.store.current
     return {"version": config.version, "changes": _plain(diff(config, wanted)), "warnings": warnings(gateway, wanted)}
 
@@ -55,11 +55,11 @@ async def apply_text(
     gateway: Gateway, text: str, form: str, source: str, version: int | None, caller: Caller
 ) -> dict[str, Any]:
     """Validates a cluster file and makes it the current configuration. Raises ConfigError or ControlError."""
-    wanted = await _validated({"text": text, "format": form, "source": source})
+    wanted = await _validated(gateway, {"text": text, "format": form, "source": source})
     return await apply(gateway, wanted, version, caller)
 
 
-async def _validated(params: Params) -> ClusterConfig:
+async def _validated(gateway: Gateway, params: Params) -> ClusterConfig:
     form = params.get("format", "toml")
     if form not in ("toml", "json"):
         raise ControlError("bad_request", f"unknown format {form!r}", field="format", remedy="toml or json")
@@ -68,10 +68,19 @@ async def _validated(params: Params) -> ClusterConfig:
     if not isinstance(text, str):
         raise ControlError("bad_request", "parameter text must be a text", field="text")
     try:
-        return await asyncio.to_thread(validate.cluster_config, text, source, form)
+        return await asyncio.to_thread(
+            validate.cluster_config, text, source, form, gateway_addresses=_not_for_vips(gateway)
+        )
     except ConfigError as error:
         first = error.problems[0]
         raise ControlError("invalid", str(error), field=first["path"] or None, remedy=_remedy(first)) from None
+
+
+def _not_for_vips(gateway: Gateway) -> dict[str, str]:
+    """The addresses that no VIP may have. A VIP whose address a gateway has got later is warned about instead: it must
+    not be in the way of another change."""
+    present = {vip.host for vip in gateway.store.current.vips}
+    return {host: whose for host, whose in gateway.gateway_addresses().items() if host not in present}
 
 
 def _remedy(problem: dict[str, Any]) -> str | None:
@@ -128,4 +137,4 @@ def _plain(changes: list[Change]) -> list[dict[str, Any]]:
 def warnings(gateway: Gateway, config: ClusterConfig) -> list[str]:
     """What is allowed and probably not meant."""
     forwarding = {version: file.read_text().strip() != "0" for version, file in FORWARDING.items()}
-    return advice(config, gateway.networks, forwarding)
+    return advice(config, gateway.networks, forwarding, gateway.gateway_addresses())

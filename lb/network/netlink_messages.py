@@ -32,13 +32,13 @@ _ROUTE = struct.Struct("=BBBBBBBBI")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_AF_SPEC = 1, 3, 4, 26
 _IFLA_INET_CONF = 1
 DEVCONF_RP_FILTER, DEVCONF_ARP_ANNOUNCE, DEVCONF_ARP_IGNORE, DEVCONF_ACCEPT_LOCAL = 8, 18, 19, 23
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS = 1, 2, 6, 8
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 6, 8, 11
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NTF_USE = 0x01
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC = 1, 4, 5, 7
 _RT_TABLE_LOCAL, _RT_SCOPE_HOST, _RTN_LOCAL = 255, 254, 2
-# Who made a route: a number that no routing daemon has (iproute2's rt_protos).
-_RTPROT_RAINLB = 208
+# Who made a route or an address: a number that no routing daemon has (iproute2's rt_protos).
+MADE_BY_RAINLB = 208
 # The kernel gives the loopback interface this number in every network namespace.
 _LOOPBACK = 1
 SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
@@ -66,10 +66,16 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address on an interface."""
+    """An address on an interface. `maker`: who put it there, 0 where that is not known."""
 
     index: int
     interface: IpInterface
+    maker: int = 0
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether rainlb has put it there, in this life of the daemon or in an earlier one."""
+        return self.maker == MADE_BY_RAINLB
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +155,8 @@ def parse_address(body: memoryview) -> Address | None:
     raw = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS))
     if raw is None:
         return None
-    return Address(index, ip_interface(f"{ip_address(bytes(raw))}/{prefix}"))
+    maker = int.from_bytes(found.get(_IFA_PROTO, b""), "little")
+    return Address(index, ip_interface(f"{ip_address(bytes(raw))}/{prefix}"), maker)
 
 
 def parse_neighbour(body: memoryview) -> Neighbour | None:
@@ -176,7 +183,7 @@ def parse_local_route(body: memoryview) -> IpAddress | None:
     """The address of a route as `local_route` makes them; None for any other route."""
     _, _, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(body)
     destination = dict(_attributes(body[_ROUTE.size :])).get(_RTA_DST)
-    if (table, protocol, kind) != (_RT_TABLE_LOCAL, _RTPROT_RAINLB, _RTN_LOCAL) or destination is None:
+    if (table, protocol, kind) != (_RT_TABLE_LOCAL, MADE_BY_RAINLB, _RTN_LOCAL) or destination is None:
         return None
     return ip_address(bytes(destination))
 
@@ -216,9 +223,11 @@ def _family(address: IpAddress) -> int:
 
 
 def address_body(index: int, address: IpAddress, prefix: int, seconds: int = FOREVER) -> bytes:
-    """An address on interface `index`, usable at once and for that time."""
+    """An address on interface `index`, usable at once and for that time, marked as ours (kernels before 5.18 take no
+    such mark)."""
     body = _ADDRESS.pack(_family(address), prefix, 0, 0, index)
     body += _attribute(_IFA_LOCAL, address.packed) + _attribute(_IFA_ADDRESS, address.packed)
+    body += _attribute(_IFA_PROTO, bytes([MADE_BY_RAINLB]))
     if address.version == 6:
         # No kernel duplicate detection: it would hold the address back for a second, in the middle of a takeover.
         body += _attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD))
@@ -248,11 +257,11 @@ def way_to(address: IpAddress) -> bytes:
 
 def local_route(address: IpAddress) -> bytes:
     """A route that has the kernel take packets to `address` for its own."""
-    fields = (address.max_prefixlen, 0, 0, _RT_TABLE_LOCAL, _RTPROT_RAINLB, _RT_SCOPE_HOST, _RTN_LOCAL, 0)
+    fields = (address.max_prefixlen, 0, 0, _RT_TABLE_LOCAL, MADE_BY_RAINLB, _RT_SCOPE_HOST, _RTN_LOCAL, 0)
     body = _ROUTE.pack(_family(address), *fields)
     return body + _attribute(_RTA_DST, address.packed) + _attribute(_RTA_OIF, struct.pack("=I", _LOOPBACK))
 
 
 def own_local_routes(family: int) -> bytes:
     """A dump of nothing but routes as `local_route` makes them."""
-    return _ROUTE.pack(family, 0, 0, 0, _RT_TABLE_LOCAL, _RTPROT_RAINLB, 0, _RTN_LOCAL, 0)
+    return _ROUTE.pack(family, 0, 0, 0, _RT_TABLE_LOCAL, MADE_BY_RAINLB, 0, _RTN_LOCAL, 0)

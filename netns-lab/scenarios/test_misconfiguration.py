@@ -24,6 +24,9 @@ from sync.transport.wire import VERSION
 WRONG = "gw3"
 # A host outside the cluster has it.
 STRANGER = "10.0.1.77"
+# Somebody gives it to a gateway although it is a VIP.
+GROWN = "10.0.1.78"
+PREFIX = {4: "/24", 6: "/64"}
 
 
 @pytest.fixture
@@ -216,6 +219,41 @@ def test_a_vip_that_is_a_strangers_address_is_reported(configured: tuple[Lab, Pa
     assert STRANGER in told[-1]["message"]
     assert build.mac_address("client", "eth0") in told[-1]["message"]
     assert told[-1]["severity"] == "error"
+
+
+def test_a_vip_that_is_a_gateways_own_address_is_refused(configured: tuple[Lab, Path]) -> None:
+    """From any gateway, be it one of the ring or not, of this gateway or of another."""
+    lab, path = configured
+    right = path.read_text()
+    for segment, version in (("outside", 4), ("inside", 6)):
+        own = lab.topology.node("gw1").address(segment, version)
+        path.write_text(f'{right}\n[[vip]]\naddress = "{own}{PREFIX[version]}"\nsegment = "{segment}"\n')
+        for asked in ("gw1", "gw3"):
+            refused = lab.lbctl(asked, "apply", "-f", str(path), "--yes", check=False)
+            assert refused.returncode != 0
+            assert f'{own}{PREFIX[version]}": is the own address of gateway gw1' in refused.stderr, refused.stderr
+    assert answered(lab, 100)
+
+
+def test_a_gateway_that_is_given_a_vip_for_its_own_keeps_it_and_the_vip_is_nobodys(
+    configured: tuple[Lab, Path], healing: list[Lab]
+) -> None:
+    lab, path = configured
+    healing.append(lab)
+    path.write_text(f'{path.read_text()}\n[[vip]]\naddress = "{GROWN}/24"\nsegment = "outside"\npin = "gw1"\n')
+    lab.apply("gw2", path)
+    eventually(lambda: cluster.owners(lab).get(GROWN) == "gw1", 10, "gw1 holds it")
+    lab.run("gw3", ["ip", "address", "add", f"{GROWN}/24", "dev", "eth0"])
+    eventually(lambda: cluster.owners(lab).get(GROWN, "gw1") is None, 10, "gw1 gives it up")
+    assert GROWN not in lab.run("gw1", ["ip", "address"]).stdout
+    eventually(lambda: events(lab, "gw2", "vip.own_address"), 10, "all are told")
+    (row,) = (row for row in lab.api("gw2", "GET", "/v1/vips") if row["address"].startswith(f"{GROWN}/"))
+    assert row["reason"] == "it is gw3's own address: take it off there, or out of the VIPs"
+    lab.run("client", ["ip", "neighbour", "flush", "dev", "eth0"])
+    lab.run("client", ["ping", "-c", "1", "-W", "2", GROWN])
+    assert build.mac_address("gw3", "eth0") in lab.run("client", ["ip", "neighbour", "show", GROWN]).stdout
+    lab.run("gw3", ["ip", "address", "delete", f"{GROWN}/24", "dev", "eth0"])
+    assert eventually(lambda: cluster.owners(lab).get(GROWN) == "gw1", 10, "gw1 holds it again")
 
 
 def test_a_vip_that_nobody_can_hold_says_so_and_the_others_stay(configured: tuple[Lab, Path]) -> None:

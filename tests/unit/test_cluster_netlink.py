@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lb.configuration.fields import IpAddress
 from lb.network import netlink_messages as wire
+from lb.network.own import has_marks
 from tests.unit.cluster_namespaces import pair
 
 CODE = """
@@ -19,6 +20,7 @@ from ipaddress import ip_address, ip_interface
 from lb.network.netlink import Netlink, NetlinkError
 from lb.network.netlink_messages import Address, Link, Neighbour
 from lb.network.netlink_monitor import Monitor
+from lb.network.own import own
 from netlab.waiting import eventually
 
 with Netlink() as kernel:
@@ -27,7 +29,12 @@ with Netlink() as kernel:
     four, six = ip_interface("10.9.0.100/32"), ip_interface("fd09::100/128")
     seen = {"up": wire.up, "mac": len(wire.mac)}
     seen["added"] = [kernel.add_address(wire.index, vip) for vip in (four, six, four)]
-    held = [str(a.interface) for a in kernel.addresses() if a.index == wire.index]
+    there = [a for a in kernel.addresses() if a.index == wire.index]
+    held = [str(a.interface) for a in there]
+    unmarked = own(there, {four.ip, six.ip}, marks=False)
+    seen["own"] = [
+        sorted(str(a.interface) for a in them if not a.interface.is_link_local) for them in (own(there, ()), unmarked)
+    ]
     seen["held"] = [str(vip) in held for vip in (four, six)]
     for target in ("10.9.0.2", "fd09::2"):
         kernel.solicit(wire.index, ip_address(target))
@@ -72,6 +79,7 @@ def test_requests_and_notifications() -> None:
         "up": True,
         "mac": 6,
         "added": [True, True, False],
+        "own": [["10.9.0.1/24", "fd09::1/64"]] * 2,
         "held": [True, True],
         "route": [True, None, "10.9.0.1"],
         "source6": "fd09::1",
@@ -85,6 +93,11 @@ def test_requests_and_notifications() -> None:
     }
 
 
+def test_a_kernel_is_known_to_remember_who_has_made_an_address() -> None:
+    releases = ("4.19.0-amd64", "5.15.0-91-generic", "5.18.0", "6.1.0-13-amd64", "7.0", "unheard-of")
+    assert [has_marks(release) for release in releases] == [False, False, True, True, True, False]
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_reader_of_notifications_fail(data: bytes) -> None:
     for kind, _, body in wire.messages(data):
@@ -95,7 +108,8 @@ def test_no_bytes_make_the_reader_of_notifications_fail(data: bytes) -> None:
 @given(st.integers(1, 0x7FFFFFFF), st.ip_addresses(), st.integers(0, 32))
 def test_what_is_asked_for_reads_back_as_asked(index: int, address: IpAddress, prefix: int) -> None:
     added = wire.parse_change(wire.RTM_NEWADDR, memoryview(wire.address_body(index, address, prefix)))
-    assert added == wire.Change(wire.Address(index, ip_interface(f"{address}/{prefix}")), gone=False)
+    assert isinstance(added, wire.Change)
+    assert added.object == wire.Address(index, ip_interface(f"{address}/{prefix}"), wire.MADE_BY_RAINLB)
     kept = wire.parse_change(wire.RTM_DELNEIGH, memoryview(wire.neighbour_in_use(index, address)))
     assert kept == wire.Change(wire.Neighbour(index, address, b"", wire.NUD_PROBE), gone=True)
     assert wire.parse_local_route(memoryview(wire.local_route(address))) == address

@@ -52,6 +52,25 @@ def test_first_addresses_are_given_out_at_once() -> None:
     }
 
 
+def test_an_address_of_a_gateway_is_given_up_and_given_to_nobody() -> None:
+    known = dict.fromkeys((1, 2, 3), READY) | {3: replace(READY, addresses=("10.0.2.2", ADDRESSES[0]))}
+    others = {ADDRESSES[1]: Holding(1), ADDRESSES[2]: Holding(2)}
+
+    def of_the_first(holding: Holding | None, members: set[int]) -> tuple[int, int] | None:
+        state = cluster(members, others | ({ADDRESSES[0]: holding} if holding else {}), facts=known)
+        return owners_after(state, decide(state, may_rebalance=False, now=0)).get(ADDRESSES[0])
+
+    assert of_the_first(None, {1, 2, 3}) is None
+    assert of_the_first(Holding(NOBODY), {1, 2}) == (NOBODY, NOBODY), "not while that gateway is away either"
+    assert of_the_first(Holding(1, NOBODY, True), {1, 2, 3}) == (1, NOBODY), "it is on its way already"
+    assert of_the_first(Holding(1), {1, 2, 3}) == (1, NOBODY)
+    assert of_the_first(Holding(1), {2, 3}) == (NOBODY, NOBODY)
+    held = cluster({1, 2, 3}, others | {ADDRESSES[0]: Holding(1)}, facts=known)
+    (write,) = decide(held, may_rebalance=False, now=0)
+    assert write.after is not None
+    assert (write.after.releasing, write.after.reason) == (True, "gateway_address")
+
+
 def test_a_state_is_in_use_while_a_member_owns_an_address() -> None:
     holdings = {ADDRESSES[0]: Holding(1), ADDRESSES[1]: Holding(NOBODY)}
     assert in_use(cluster({1, 2}, holdings), routed=False)

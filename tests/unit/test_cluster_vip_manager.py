@@ -36,6 +36,51 @@ async def manager(keep=(), entitled=lambda: True):
     return made
 """
 
+# The gateway's own addresses: one as a host has it, with a prefix length that may be another than the VIP's.
+OWN = """
+def operator(*arguments):
+    import subprocess
+    subprocess.run(["ip", "address", *arguments, "dev", "wire"], check=True)
+
+async def own_manager(own):
+    links = LinkWatch(asyncio.get_running_loop(), ["wire"], lambda: None)
+    made = VipManager(NODE, hold, links, lambda *claim: None, own=lambda: own)
+    made.start(CONFIG)
+    return made
+"""
+
+OWN_ADDRESS = (
+    PRELUDE
+    + OWN
+    + """
+async def main():
+    own = {A: "wire"}
+    operator("add", A + "/24")
+    vips = await own_manager(own)
+    log.append(["found", sorted(vips.taken)])
+    vips.want(frozenset({A, B}))
+    await vips.settled()
+    log.append(["refused", sorted(vips.taken), vips.problems[A]])
+    vips.want(frozenset())
+    await vips.settled()
+    log.append(["left", present()])
+    operator("del", A + "/24")
+    own.clear()
+    vips.want(frozenset({A}))
+    log.append(["free now", present(), A in vips.problems])
+    # Somebody makes a VIP that is held here this gateway's own.
+    operator("replace", A + "/24")
+    own[A] = "wire"
+    vips.want(frozenset())
+    await vips.settled()
+    log.append(["left", present()])
+    await vips.close()
+    print(json.dumps([entry for entry in log if entry[0] != "hold"]))
+
+asyncio.run(main())
+"""
+)
+
 TAKE_AND_GIVE = (
     PRELUDE
     + """
@@ -136,6 +181,18 @@ def test_what_an_earlier_daemon_left_is_kept_or_taken_off() -> None:
         seen = json.loads(hosts.python(hosts.left, RESTART).splitlines()[-1])
     assert seen[0] == ["found", ["10.9.0.100", "fd09::100"]]
     assert seen[-1] == ["left", ["10.9.0.100"]]
+
+
+def test_an_address_of_the_gateway_itself_is_neither_taken_nor_deleted() -> None:
+    with pair() as hosts:
+        seen = json.loads(hosts.python(hosts.left, OWN_ADDRESS).splitlines()[-1])
+    assert seen == [
+        ["found", []],
+        ["refused", ["fd09::100"], "it is this gateway's own address (on wire)"],
+        ["left", ["10.9.0.100"]],
+        ["free now", ["10.9.0.100"], False],
+        ["left", ["10.9.0.100"]],
+    ]
 
 
 def test_a_stranger_is_reported_once_and_a_member_never() -> None:

@@ -37,6 +37,11 @@ CASES = [
 ]
 
 
+def test_a_vip_whose_address_a_gateway_has_got_since_is_warned_about() -> None:
+    (text,) = advice(vip("10.0.1.100/24"), NETWORKS, FORWARDS, {"10.0.1.100": "gateway gw2", "10.0.1.2": "gateway gw2"})
+    assert text.startswith("vip 10.0.1.100/24: is the own address of gateway gw2")
+
+
 @pytest.mark.parametrize(("config", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_advice(config: ClusterConfig, expected: str | None) -> None:
     found = advice(config, NETWORKS, FORWARDS)

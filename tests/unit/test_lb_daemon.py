@@ -218,6 +218,52 @@ def test_vips_follow_the_configuration(lbd: Lbd, wire: Pair) -> None:
     eventually(lambda: lbd.call("vips")[0]["state"] == "unplaced")
 
 
+def test_the_gateways_own_address_is_refused_as_a_vip(lbd: Lbd) -> None:
+    lbd.start()
+    typo = SERVICES.replace("10.9.0.100", "10.9.0.1")
+    for method in ("config.diff", "config.apply"):
+        error = lbd.ask(method, text=typo)["error"]
+        assert error["code"] == "invalid"
+        assert error["field"] == "vip[0].address"
+        assert "is the own address of gateway gw1 (on wire)" in error["message"]
+        assert "take a leftover off there first" in error["remedy"]
+    assert lbd.call("status")["config_version"] == 0
+
+
+@pytest.fixture
+def grown(wire: Pair) -> Iterator[str]:
+    """An address that somebody gives the gateway although it is a VIP."""
+    yield "10.9.0.100/24"
+    subprocess.run(_in(wire, "ip", "address", "del", "10.9.0.100/24", "dev", "wire"), check=False, capture_output=True)
+
+
+def test_a_vip_that_is_the_gateways_own_address_at_the_start_stays_its_own(lbd: Lbd, wire: Pair, grown: str) -> None:
+    lbd.start()
+    lbd.call("config.apply", text=SERVICES)
+    eventually(lambda: grown in _addresses(wire))
+    lbd.end(signal.SIGTERM)
+    subprocess.run(_in(wire, "ip", "address", "replace", grown, "dev", "wire"), check=True)
+    lbd.start()
+    (row,) = lbd.call("vips")
+    assert (row["state"], row["reason"]) == ("unplaced", "it is this gateway's own address (on wire)")
+    told = [event["message"] for event in lbd.call("events", limit=100) if event["kind"] == "vip.own_address"]
+    assert told == [
+        "VIP 10.9.0.100 is an address of gateway gw1 itself (on wire), so nobody holds it: take it off there, or out "
+        "of the VIPs"
+    ]
+    lighter = SERVICES + "weight = 5\n"
+    assert "is the own address of gateway gw1" in lbd.call("config.apply", text=lighter)["warnings"][0]
+    assert lbd.call("config.apply", text="[policy]\nfailback = true\n")["changes"]
+    assert grown in _addresses(wire)
+    lbd.end(signal.SIGTERM)
+    assert lbd.run("--remove").returncode == 0
+    assert grown in _addresses(wire)
+
+
+def _in(wire: Pair, *command: str) -> list[str]:
+    return ["nsenter", f"--net=/run/netns/{wire.left}", *command]
+
+
 def test_a_vip_announced_as_a_route_stays_while_the_daemon_is_away_and_goes_with_the_path(lbd: Lbd, wire: Pair) -> None:
     lbd.start()
     routed = SERVICES.replace('10.9.0.100/24"\nsegment = "outside"', '10.9.0.100/32"\nannounce = "route"')

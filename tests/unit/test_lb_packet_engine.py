@@ -227,7 +227,7 @@ def test_settings_of_others_stay(engine: PacketEngine, maps: Maps) -> None:
 
 def test_own_addresses_and_held_vips(engine: PacketEngine, maps: Maps) -> None:
     engine.update(succeed(EMPTY, config(B1)))
-    engine.set_own_addresses([ip_address("10.0.1.1"), ip_address("10.0.1.100")])
+    engine.set_own_addresses([ip_address("10.0.1.1")])
     engine.hold(["10.0.1.100"])
     keys, entries = maps.addresses.dump()
     found = {str(layout.unpack_address(k)): int(f) for k, f in zip(keys["address"], entries["flags"], strict=True)}
@@ -236,6 +236,10 @@ def test_own_addresses_and_held_vips(engine: PacketEngine, maps: Maps) -> None:
         "10.0.1.100": AddressFlag.VIP | AddressFlag.HELD,
         "2001:db8::100": AddressFlag.VIP,
     }
+    engine.set_own_addresses([ip_address("10.0.1.100")])
+    keys, entries = maps.addresses.dump()
+    found = {str(layout.unpack_address(k)): int(f) for k, f in zip(keys["address"], entries["flags"], strict=True)}
+    assert found["10.0.1.100"] == AddressFlag.OWN, "it goes on answering for what is its own, whatever VIPs there are"
     engine.hold([])
     engine.set_own_addresses([])
     assert {int(flags) for flags in maps.addresses.dump()[1]["flags"]} == {int(AddressFlag.VIP)}

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lb.configuration import schema, validate
+from lb.configuration.gateway_addresses import ring_addresses
 from lb.configuration.model import EMPTY, Backend, ClusterConfig, Service, Vip
 from lb.configuration.node import ConfigError, NodeConfig, split_address
 from lb.configuration.plain import digest, from_plain, pack, to_plain, unpack
@@ -132,6 +133,35 @@ REPEATED = [
 @pytest.mark.parametrize(("text", "message"), [row[1:] for row in REPEATED], ids=[row[0] for row in REPEATED])
 def test_nothing_is_defined_twice(text: str, message: str) -> None:
     assert any(message in fault for fault in faults(text))
+
+
+RING = """
+[ring]
+listen = ["10.0.1.1:7400", "[fd00:1::1]:7400"]
+key_file = "/etc/rainlb/ring.key"
+[ring.peers]
+gw2 = { id = 2, addresses = ["10.0.1.2", "fd00:1::2"] }
+"""
+
+
+def test_a_gateways_own_address_is_no_vip() -> None:
+    known = ring_addresses(parse("node", NODE + RING, "n.toml"))
+    assert known == {
+        "10.0.1.1": "gateway gw1 (in the ring)",
+        "fd00:1::1": "gateway gw1 (in the ring)",
+        "10.0.1.2": "gateway gw2 (in the ring)",
+        "fd00:1::2": "gateway gw2 (in the ring)",
+    }
+    parse("cluster", GOOD, "f.toml", gateway_addresses=known)
+    for address, name in (("10.0.1.2/24", "gw2"), ("fd00:1:0::1/64", "gw1")):
+        wrong = GOOD + f'\n[[vip]]\naddress = "{address}"\nsegment = "outside"\n'
+        with pytest.raises(ConfigError) as raised:
+            validate.cluster_config(wrong, "f.toml", gateway_addresses=known)
+        (problem,) = raised.value.problems
+        assert problem["text"].startswith("f.toml:19: vip[1].address = ")
+        assert f"is the own address of gateway {name} (in the ring), which nobody would reach" in problem["text"]
+        assert "allowed: an address that no gateway has" in problem["text"]
+    assert ring_addresses(parse("node", NODE, "n.toml")) == {}
 
 
 def test_all_faults_are_told_at_once() -> None:
