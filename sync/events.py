@@ -15,11 +15,12 @@ is at ``View.position``.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate
-from struct import Struct
+from sys import byteorder
 from typing import NamedTuple
 
 from sync.transport.effects import PeerConfig, Resolve, Transmit
@@ -307,12 +308,11 @@ class Trace(NamedTuple):
 
 Effect = Transmit | Resolve | ViewChanged | Deliver | PeerMessage | Done | Refused | TokenVisit | Left | Trace
 
-_SIZE = Struct("<I")
-_LITTLE = memoryview(b"\x01\x00\x00\x00").cast("I")[0] == 1
 
-
-def lengths(sizes: bytes | memoryview) -> Sequence[int]:
-    """The little-endian u32 that ``sizes`` consists of, at any alignment; no copy where that is the machine's order."""
-    if _LITTLE:
-        return memoryview(sizes).cast("I")
-    return [size for (size,) in _SIZE.iter_unpack(sizes)]
+def lengths(sizes: bytes | memoryview) -> array[int]:
+    """The little-endian u32 that ``sizes`` consists of, at any alignment."""
+    found = array("I")
+    found.frombytes(sizes)
+    if byteorder != "little":
+        found.byteswap()
+    return found

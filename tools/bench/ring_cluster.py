@@ -24,7 +24,7 @@ class NodeFailed(RuntimeError):
 
 
 class BenchNode:
-    """One process of `tools.bench.ring_node`."""
+    """One process of the cluster's program."""
 
     def __init__(self, cluster: "Cluster", node: int) -> None:
         self.node = node
@@ -35,7 +35,7 @@ class BenchNode:
             spec["profile"] = f"{cluster.profile}.{node}"
         self.process = cluster.network.spawn(
             node,
-            [sys.executable, "-m", "tools.bench.ring_node", json.dumps(spec)],
+            [sys.executable, "-m", cluster.program, json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
@@ -99,10 +99,11 @@ class Cluster:
         scheduling: str = "auto",
         authenticated: bool = True,
         profile: str = "",
+        program: str = "tools.bench.ring_node",
     ) -> None:
         self.network = network
         self.settings = settings or {}
-        self.scheduling, self.profile = scheduling, profile
+        self.scheduling, self.profile, self.program = scheduling, profile, program
         self.key = secrets.token_hex(32) if authenticated else ""
         self.addresses = {
             node: [f"{network.address(node, link)}:{PORT}" for link in range(network.links)]

@@ -1,34 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One node of a ring benchmark: a Ring that obeys commands on standard input and prints results, both JSON lines.
-
-The order of deliveries is hashed per message (origin and sequence number), so equal hashes at all nodes mean the same
-messages in the same total order, however they were batched.
-"""
+"""One node of a ring benchmark: a Ring that obeys commands on standard input and prints results, both JSON lines."""
 
 import asyncio
-import contextlib
 import gc
 import json
 import sys
 import time
-from hashlib import blake2b
 from typing import Any
 
-import numpy as np
 import uvloop
 
 from sync.config import RingConfig
-from sync.driver import MulticastFailed, Ring, peer_paths
+from sync.driver import Ring, peer_paths
 from sync.events import Deliver, Order, View
 from sync.transport.keys import KeyRing
 
-DATA, END, PROBE = 16, 17, 18
-OFFER_BYTES = 64 << 10  # what the program hands over at once: many small messages or one large
-OFFER_MESSAGES = 1024
-END_TIMEOUT_S = 10.0  # an exclusion can cost a node the ends it waits for
+PROBE = 18
 ITEMS_AT_ONCE = 10
-WINDOW_BYTES = 3 << 20  # of a sender's own messages that it has not seen delivered
-STAMP = np.dtype("<u8")
 
 
 def say(kind: str, **fields: Any) -> None:
@@ -36,99 +24,18 @@ def say(kind: str, **fields: Any) -> None:
     print(json.dumps({"event": kind, "t": time.monotonic(), **fields}), flush=True)
 
 
-class Tally:
-    """What was delivered in one run, and in which order."""
-
-    def __init__(self, node: int, size: int, ends: int) -> None:
-        self.node, self.size, self.ends_wanted = node, size, ends
-        self.count, self.first, self.last = 0, 0.0, 0.0
-        self.own = 0
-        self.order = blake2b(digest_size=8)
-        self.finished = asyncio.Event()
-
-    def on_batch(self, batch: Deliver) -> None:
-        """Count and hash a batch of equally long messages."""
-        now = time.monotonic()
-        if not self.count:
-            self.first = now
-        self.last = now
-        self.count += batch.messages
-        if batch.origin == self.node:
-            self.own += batch.messages
-        records = np.empty((batch.messages, 2), STAMP)
-        records[:, 0] = batch.origin
-        heads = np.frombuffer(batch.data, np.uint8).reshape(batch.messages, self.size)[:, : STAMP.itemsize]
-        records[:, 1] = np.ascontiguousarray(heads).view(STAMP)[:, 0]
-        self.order.update(records.tobytes())
-
-    def on_end(self, batch: Deliver) -> None:
-        """One sender has no more."""
-        self.ends_wanted -= batch.messages
-        if self.ends_wanted <= 0:
-            self.finished.set()
-
-    def result(self) -> dict[str, Any]:
-        """Figures of the run."""
-        return {"delivered": self.count, "seconds": self.last - self.first, "order": self.order.hexdigest()}
-
-
-def messages(first: int, count: int, size: int) -> list[memoryview]:
-    """`count` different messages of `size` bytes, numbered from `first`."""
-    block = np.zeros((count, size), np.uint8)
-    block[:, : STAMP.itemsize] = np.arange(first, first + count, dtype=STAMP).view(np.uint8).reshape(count, -1)
-    view = memoryview(block.tobytes())
-    return [view[at : at + size] for at in range(0, count * size, size)]
-
-
 class Worker:
     """Runs commands on one ring node."""
 
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
-        self.tally: Tally | None = None
         self.latencies: list[float] = []
         ring.on_view(self._on_view)
-        ring.subscribe(DATA, lambda batch: self.tally.on_batch(batch) if self.tally else None)
-        ring.subscribe(END, lambda batch: self.tally.on_end(batch) if self.tally else None)
         ring.subscribe(PROBE, self._on_probe)
 
     @staticmethod
     def _on_view(view: View) -> None:
         say("view", number=view.number, members=sorted(view.members))
-
-    async def prepare(self, size: int, senders: list[int]) -> None:
-        """Expect a flood; every node must have said so before anyone begins."""
-        self.tally = Tally(self.ring.config.node, size, len(senders))
-        say("prepared")
-
-    async def flood(self, size: int, senders: list[int], seconds: float) -> None:
-        """Send as fast as the ring takes it, if we are a sender; report when everybody's messages are here."""
-        assert self.tally is not None
-        sent = await self._send(size, time.monotonic() + seconds) if self.ring.config.node in senders else 0
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.tally.finished.wait(), END_TIMEOUT_S)
-        say("flooded", sent=sent, **self.tally.result())
-
-    async def _send(self, size: int, end: float) -> int:
-        assert self.tally is not None
-        count = max(1, min(OFFER_MESSAGES, OFFER_BYTES // size))
-        sent = 0
-        batch = messages(sent, count, size)
-        while time.monotonic() < end:
-            room = (sent - self.tally.own) * size < WINDOW_BYTES
-            if room and self.ring.offer(DATA, batch, bulk=False, urgent=True):
-                sent += count
-                batch = messages(sent, count, size)
-                await asyncio.sleep(0)
-            else:
-                await self.ring.wait_for_room()
-        while True:
-            try:
-                await self.ring.multicast(END, b"end")
-            except MulticastFailed:  # we were excluded; the repetition is lost, but must end
-                await asyncio.sleep(0.1)
-            else:
-                return sent
 
     def _on_probe(self, batch: Deliver) -> None:
         now = time.monotonic_ns()
@@ -193,10 +100,10 @@ def open_ring(spec: dict[str, Any]) -> Ring:
     return Ring(config, addresses[node], scheduling=spec.get("scheduling", "auto"))
 
 
-async def work(spec: dict[str, Any]) -> None:
+async def work(spec: dict[str, Any], kind: type[Worker]) -> None:
     """Obey until standard input ends."""
     ring = open_ring(spec)
-    worker = Worker(ring)
+    worker = kind(ring)
     reader = asyncio.StreamReader(limit=1 << 20)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async with ring:
@@ -206,11 +113,16 @@ async def work(spec: dict[str, Any]) -> None:
             await getattr(worker, command.pop("do"))(**command)
 
 
-if __name__ == "__main__":
-    specification = json.loads(sys.argv[1])
-    if specification.get("profile"):
-        import cProfile
+def main(kind: type[Worker]) -> None:
+    """Run a node of the specification on the command line, profiled if that says so."""
+    spec = json.loads(sys.argv[1])
+    if not spec.get("profile"):
+        uvloop.run(work(spec, kind))
+        return
+    import cProfile
 
-        cProfile.run("uvloop.run(work(specification))", specification["profile"])
-    else:
-        uvloop.run(work(specification))
+    cProfile.runctx("uvloop.run(work(spec, kind))", globals(), {"spec": spec, "kind": kind}, spec["profile"])
+
+
+if __name__ == "__main__":
+    main(Worker)

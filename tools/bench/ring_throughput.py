@@ -83,7 +83,7 @@ def throughput(options: argparse.Namespace) -> Iterator[Row]:
         found: dict[tuple[int, str], Row] = {}
         for size, senders, who in cells(options, nodes):
             with Network(nodes) as network:
-                cluster = Cluster(network, settings=FLOOD_SETTINGS)
+                cluster = Cluster(network, settings=FLOOD_SETTINGS, program="tools.bench.ring_flood_node")
                 cluster.form()
                 time.sleep(0.3)
                 rows, thrown_away = undisturbed(cluster, size, who, options)
