@@ -286,7 +286,7 @@ class Circulation(Holding):
         if self.parked is not None:
             token = self._try_merge(now, token)
         if self.haste:
-            token.hasten()
+            token.hasten_turn()  # whoever asked prolongs it when it has the token, if need be
         self.haste = self.haste_asked = False
         self.weigh(token)
         self._expel(token)

@@ -76,8 +76,7 @@ class Holding(Leases):
     def _load(self, token: Token) -> None:
         if not self.outbox:
             return
-        if self.outbox.urgent:
-            token.hasten()
+        urgent = self.outbox.urgent
         parcels = []
         for load in self.outbox.take(TOKEN_BYTES_MAX - token.payload_bytes()):
             parcel = token.append(self.local, load.channel, load.order, load.messages, load.body)
@@ -85,6 +84,10 @@ class Holding(Leases):
             if load.tags:
                 self._inflight[parcel.position] = load.tags
         self.stream.take(parcels)
+        if urgent and any(parcel.order == Order.SAFE for parcel in parcels):
+            token.hasten()
+        elif urgent:
+            token.hasten_turn()
 
     def _step_out(self, token: Token) -> None:
         self.trace(Reason.LEFT_RING, 0)

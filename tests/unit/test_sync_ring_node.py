@@ -190,6 +190,20 @@ def test_an_urgent_message_does_not_wait_for_the_idle_token(ring: Wire) -> None:
     assert ring.delivered(3) == [b"now"]
 
 
+@pytest.mark.parametrize("sender", [1, 2, 3])
+@pytest.mark.parametrize(("order", "turns"), [(Order.AGREED, 2), (Order.SAFE, 4)])
+def test_an_urgent_message_hastens_the_token_for_as_long_as_its_order_needs(
+    ring: Wire, order: Order, turns: int, sender: int
+) -> None:
+    while ring.nodes[1].states.token is not TokenState.EATING:
+        ring.run(0.0005)
+    before = sum(len(ring.of(node, TokenVisit)) for node in (1, 2, 3))
+    ring.feed(sender, Multicast(1, 20, [b"now"], order))
+    ring.run(0.01)  # the token rests for longer than that
+    assert all(ring.delivered(node) == [b"now"] for node in (1, 2, 3))
+    assert sum(len(ring.of(node, TokenVisit)) for node in (1, 2, 3)) - before <= 3 * turns
+
+
 def test_leave_and_rejoin(ring: Wire) -> None:
     ring.feed(2, Leave())
     ring.run(0.05)
