@@ -102,7 +102,8 @@ class Node(Answer):
     id: int
     state: str = Field(description="in_service, joining, draining, out_of_service or gone")
     reason: str | None = Field(None, description="why it is out")
-    in_view: bool
+    in_view: bool = Field(description="whether it is a member of the view of the gateway asked")
+    view: int | None = Field(None, description="the number of that view")
     drained: bool = False
     version: str | None = None
     uptime_s: float | None = None
@@ -264,7 +265,7 @@ class Change(Answer):
 class Configuration(Answer):
     version: int
     document: dict[str, object]
-    text: str | None = Field(None, description="the same as TOML")
+    text: str = Field(description="the same as TOML")
 
 
 class Difference(Answer):

@@ -105,6 +105,7 @@ def _node_row(cluster: Cluster, node: int, routed_count: int) -> dict[str, Any]:
         "state": STATE_NAMES[standing] if member else "gone",
         "reason": facts.reason or None if member else _why_gone(cluster, node),
         "in_view": member,
+        "view": view.number if view is not None and member else None,
         "drained": node in state.drained,
         "version": facts.version or None,
         "config_version": facts.config_version,

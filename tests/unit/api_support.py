@@ -20,6 +20,7 @@ from netlab.waiting import PATIENCE_S, eventually
 
 from ebpf.loader import create_maps, mounted_bpffs
 from ebpf.maps import Maps
+from lb.configuration.document import toml_text
 from lb.control.protocol import encode_frame, read_frame
 from tools.lbctl.client import Client
 
@@ -121,7 +122,7 @@ class ControlDouble:
         return {
             "cluster": self.cluster, "node": "gw1", "node_id": 1, "version": "0.1.0", "state": "in_service",
             "started_at": self.started, "uptime_s": time.time() - self.started, "config_version": self.version,
-            "view": {"number": 7 + len(self.gone), "group": 1, "members": members}, "loop_lag_ms": 0.4,
+            "view": {"number": 70 + len(self.gone), "group": 1, "members": members}, "loop_lag_ms": 0.4,
             "interfaces": [{"name": "lan0", "segment": "inside", "xdp_mode": "generic"}],
             "service_count": 1, "backend_count": 2, "vip_count": 2,
         }  # fmt: skip
@@ -133,7 +134,7 @@ class ControlDouble:
         return [
             {
                 "name": name, "id": number, "state": state(name), "in_view": name not in self.gone,
-                "drained": name in self.drained, "version": "0.1.0", "uptime_s": 100.0 * number,
+                "view": None if name in self.gone else 70 + len(self.gone), "drained": name in self.drained, "version": "0.1.0", "uptime_s": 100.0 * number,
                 "reason": "no answer to the token" if name in self.gone else None,
                 "config_version": self.version, "loop_lag_ms": 0.5, "token_rate": 20.0, "token_turn_ms": 16.0,
                 "packets_per_s": 1000.0 * number, "bits_per_s": 1e6 * number, "connections": 10 * number,
@@ -188,7 +189,8 @@ class ControlDouble:
         return []
 
     def on_config_get(self) -> dict[str, Any]:
-        return {"version": self.version, "document": {"vip": [{"address": "10.0.1.100/24", "segment": "inside"}]}}
+        content = {"vip": [{"address": "10.0.1.100/24", "segment": "inside"}]}
+        return {"version": self.version, "document": content, "text": toml_text(content)}
 
     def on_config_diff(self, text: str, format: str, source: str) -> dict[str, Any]:
         try:

@@ -57,8 +57,8 @@ def lbctl(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["status"], ["gw1 (id 1) of cluster test", "7: gw1, gw2, gw3", "trouble  none"]),
-        (["nodes"], ["gw1", "in service", "2000"]),
+        (["status"], ["gw1 (id 1) of cluster test", "70: gw1, gw2, gw3", "trouble  none"]),
+        (["nodes"], ["gw1", "in service", " 70 ", "2000"]),
         (["vips"], ["10.0.1.100/24", "2001:db8:1::100/64", "gw2"]),
         (["services"], ["web", "10.0.1.100:80", "2 of 2"]),
         (["backends"], ["web/b1", "10.0.2.11:8080", "up"]),

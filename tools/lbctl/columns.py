@@ -32,6 +32,7 @@ NODE_COLUMNS = (
     Column("NODE", plain("name")),
     Column("ID", plain("id"), right=True),
     Column("STATE", state()),
+    Column("VIEW", plain("view"), right=True),
     Column("VIPS", plain("vip_count"), right=True),
     Column("PACKETS/S", number("packets_per_s"), right=True),
     Column("BIT/S", number("bits_per_s"), right=True),
