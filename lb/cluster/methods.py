@@ -10,7 +10,7 @@ import msgpack
 
 from lb import methods
 from lb.cluster.cluster import Cluster
-from lb.cluster.own_node import STATE_NAMES
+from lb.cluster.own_node import NOT_SERVING, STATE_NAMES
 from lb.cluster.ownership import (
     DRAIN_PREFIX,
     HOLDING_PREFIX,
@@ -24,6 +24,7 @@ from lb.cluster.ownership import (
     transfer,
 )
 from lb.cluster.placement import Standing
+from lb.cluster.state import ClusterState
 from lb.cluster.unheld import why_unannounced, why_unheld
 from lb.configuration.model import Vip
 from lb.control import Caller, ControlError
@@ -103,15 +104,29 @@ def _node_row(cluster: Cluster, node: int, routed_count: int) -> dict[str, Any]:
         "name": state.name(node),
         "id": node,
         "state": STATE_NAMES[standing] if member else "gone",
-        "reason": facts.reason or None if member else _why_gone(cluster, node),
+        "reason": _why_so(cluster, node, member, facts) or None,
         "in_view": member,
         "view": view.number if view is not None and member else None,
         "drained": node in state.drained,
         "version": facts.version or None,
         "config_version": facts.config_version,
         "segments": list(facts.segments) if member else [],
-        "vip_count": sum(1 for holding in state.holdings.values() if holding.owner == node) + routed_count,
+        "vip_count": _vip_count(state, node) + routed_count,
     }
+
+
+def _vip_count(state: ClusterState, node: int) -> int:
+    """How many addresses a gateway owns; none in a part that may not serve, whatever was written down before."""
+    return sum(holding.owner == node for holding in state.holdings.values()) if state.serving else 0
+
+
+def _why_so(cluster: Cluster, node: int, member: bool, facts: NodeFacts) -> str:
+    """Why a gateway is not simply in service. In a part that may not serve nobody tells anything new of itself."""
+    if not member:
+        return _why_gone(cluster, node)
+    if cluster.state.serving:
+        return facts.reason
+    return cluster.own.reason() if node == cluster.node else NOT_SERVING
 
 
 def _why_gone(cluster: Cluster, node: int) -> str:

@@ -27,6 +27,7 @@ STATE_NAMES = {
     Standing.IMPAIRED: "impaired",
     Standing.OUT: "out_of_service",
 }
+NOT_SERVING = "the partition policy takes this part of the cluster out of service"
 
 
 class OwnNode:
@@ -86,7 +87,7 @@ class OwnNode:
         if self._state.shut_out:
             return f"critical resource failed, so it has left the ring: {', '.join(self._resources.critical_failed)}"
         if view is not None and not view.serving:
-            return "the partition policy takes this part of the cluster out of service"
+            return NOT_SERVING
         if len(self._up) < len(self._segments):
             return f"down: {', '.join(sorted(self._segments.keys() - self._up))}"
         if self.replication is None or not self.replication.complete:
