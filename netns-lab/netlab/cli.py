@@ -7,6 +7,7 @@ lab list                                    labs on this machine, and the topolo
 lab status NAME | --all                     nodes, processes, faults
 lab exec NAME NODE -- COMMAND …             run a command in a node, as on that host
 lab fault NAME FAULT [NODE…] [options]      kill stop cont start link-down link-up loss delay mtu partition heal
+lab fault NAME switch-down|switch-up SWITCH a whole switch dies, or comes back
 lab selftest                                check the lab itself, in less than a minute
 """
 
@@ -21,6 +22,7 @@ from netlab.state import LabError
 from netlab.topologies import TOPOLOGIES
 
 FAULTS = ("kill", "stop", "cont", "start", "link-down", "link-up", "loss", "delay", "mtu", "partition", "heal")
+SWITCH_FAULTS = ("switch-down", "switch-up")
 
 
 def up(options: argparse.Namespace) -> None:
@@ -92,7 +94,8 @@ def fault(options: argparse.Namespace) -> None:
         faults.heal(lab, nodes)
         return
     if not nodes:
-        raise LabError(f"{kind}: name at least one node; there are {', '.join(n.name for n in lab.topology.nodes)}")
+        there = lab.topology.switches if kind in SWITCH_FAULTS else [node.name for node in lab.topology.nodes]
+        raise LabError(f"{kind}: name at least one; there are {', '.join(there)}")
     if kind == "partition":
         faults.partition(lab, nodes, one_way=options.one_way, segments=interfaces)
         return
@@ -101,6 +104,8 @@ def fault(options: argparse.Namespace) -> None:
             faults.signal_daemon(lab, node, kind)
         elif kind == "start":
             lab.start_daemon(node)
+        elif kind in SWITCH_FAULTS:
+            faults.set_switch(lab, node, kind == "switch-up")
         elif kind in ("link-down", "link-up"):
             faults.set_links(lab, node, kind == "link-up", interfaces)
         elif kind == "loss":
@@ -149,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument("command", nargs=argparse.REMAINDER)
     failing = command("fault", fault)
     failing.add_argument("name")
-    failing.add_argument("fault", choices=FAULTS)
+    failing.add_argument("fault", choices=(*FAULTS, *SWITCH_FAULTS))
     failing.add_argument("nodes", nargs="*", metavar="NODE")
     failing.add_argument("--interface", action="append", default=[], help="this interface or segment only (repeatable)")
     failing.add_argument("--percent", type=float, help="loss: share of frames lost in each direction")

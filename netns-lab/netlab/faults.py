@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong in a lab, on demand: processes, links, lost and late frames, partitions; and putting it right.
+"""What can go wrong in a lab, on demand: processes, links, switches, lost and late frames, partitions; and putting it
+right.
 
 Links are cut, frames lost and delayed at the switch's end of the cable, so that a node sees what a bad switch or cable
 would show it, in front of its own XDP program.
@@ -91,6 +92,15 @@ def _set_state(names: Iterable[str], wanted: str) -> None:
     with IPRoute() as ip:
         for name in names:
             ip.link("set", index=socket.if_nametoindex(name), state=wanted)
+
+
+def set_switch(lab: Lab, switch: str, up: bool) -> None:
+    """Take a switch's power, or give it back: every cable in it loses its carrier, those to other switches as well."""
+    if switch not in lab.topology.switches:
+        raise LabError(f"no switch {switch} in topology {lab.topology.name}; it has {', '.join(lab.topology.switches)}")
+    lab.inside(switch, _set_state, build.switch_ports(switch, lab.topology), "up" if up else "down")
+    if not up:
+        remember(lab, f"switch-down {switch}")
 
 
 def set_mtu(lab: Lab, node: str, mtu: int, interfaces: Sequence[str] = ()) -> None:
@@ -258,7 +268,8 @@ def _remove_delay(lab: Lab, node: str, cable: Port) -> None:
 def heal(lab: Lab, nodes: Sequence[str] = ()) -> None:
     """Undo every fault of links and frames (of these nodes, or all) and continue stopped daemons.
 
-    A killed daemon is not started again: that is `start`. A partition always heals as a whole.
+    A killed daemon is not started again: that is `start`. A partition always heals as a whole. A dead switch comes back
+    with everything else, or alone by `set_switch`.
     """
     chosen = list(nodes) or [node.name for node in lab.topology.nodes]
     for name in chosen:
@@ -271,6 +282,9 @@ def heal(lab: Lab, nodes: Sequence[str] = ()) -> None:
         lab.inside(name, _set_mtu, [(interface.name, interface.effective_mtu) for interface in node.interfaces])
         if node.role == "gateway" and f"{name}/lbd" in state.load(lab.name).processes:
             lab.daemon(name).signal(signal.SIGCONT)
+    if not nodes:
+        for switch in lab.topology.switches:
+            set_switch(lab, switch, up=True)
     tables: dict[str, list[str]] = {}
     for gateway in lab.gateways:
         for _, switch, port in ports_of(lab, gateway.name):

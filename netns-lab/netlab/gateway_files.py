@@ -29,9 +29,10 @@ def _table(header: str, **items: Scalar | list[str]) -> Iterator[str]:
 
 
 def ring_addresses(topology: Topology, node: Node) -> list[str]:
-    """host:port of a node on every ring segment it is on, IPv4, the preferred first."""
+    """host:port of a node on every ring segment it is on, the preferred first."""
     present = {interface.segment.name for interface in node.interfaces}
-    return [f"{node.address(segment, 4)}:{RING_PORT}" for segment in topology.ring_segments if segment in present]
+    addresses = [node.address(name, topology.ring_family) for name in topology.ring_segments if name in present]
+    return [f"[{address}]:{RING_PORT}" if ":" in address else f"{address}:{RING_PORT}" for address in addresses]
 
 
 def ring_only_segments(topology: Topology) -> set[str]:

@@ -2,10 +2,12 @@
 """The named topologies, and the blocks they are built from."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 from netlab.topology import (
     CROSS_FAMILY_HTTP_PORT,
+    DIRECT_VIP_HOST,
     ECHO_PORT,
     FAMILIES,
     HTTP_PORT,
@@ -179,6 +181,46 @@ def _plain_cluster(name: str, count: int) -> Topology:
     )
 
 
+def _two_gateways() -> Topology:
+    """Beside the backends whose answers go through the gateways, two with a leg outside, which answer directly."""
+    base = _plain_cluster("two-gateways", 2)
+    outside, inside = base.segment("outside"), base.segment("inside")
+    vips = tuple(Vip(outside.cidr(DIRECT_VIP_HOST, family), outside.name) for family in FAMILIES)
+    loopback = tuple(f"{vip.address}/{128 if ':' in vip.address else 32}" for vip in vips)
+    direct = tuple(
+        Node(
+            f"b{number}",
+            "backend",
+            (Interface("eth0", inside, 20 + number), Interface("eth1", outside, 20 + number)),
+            loopback=loopback,
+            decapsulates=True,
+            number=number,
+        )
+        for number in (4, 5)
+    )
+    return replace(
+        base,
+        summary="the commonest cluster, its ring over IPv6; two of five backends answer the clients directly",
+        nodes=(*base.nodes, *direct),
+        vips=(*base.vips, *vips),
+        services=(*base.services, *_direct_services(direct, inside, outside)),
+        ring_family=6,
+    )
+
+
+def _direct_services(backends: tuple[Node, ...], segment: Segment, vip_segment: Segment) -> Iterator[Service]:
+    """HTTP forwarded by MAC address and by tunnel, on the VIP of each family that is answered for directly."""
+    kinds: tuple[tuple[Literal["dsr", "tunnel"], int], ...] = (
+        ("dsr", HTTP_PORT),
+        ("tunnel", CROSS_FAMILY_HTTP_PORT),
+    )
+    for family in FAMILIES:
+        vip = vip_segment.address(DIRECT_VIP_HOST, family)
+        for forward, port in kinds:
+            targets = tuple(Target(b.name, b.address(segment.name, family), port) for b in backends)
+            yield Service(f"{forward}{family}", vip, port, "tcp", forward, targets)
+
+
 def _four_gateways_dual_link() -> Topology:
     outside, inside = Segment("outside", 1), Segment("inside", 2)
     ring1, ring2 = Segment("ring1", 3), Segment("ring2", 4)
@@ -292,7 +334,7 @@ TOPOLOGIES: dict[str, Topology] = {
         _one_gateway(),
         _routed(),
         _tunnel(),
-        _plain_cluster("two-gateways", 2),
+        _two_gateways(),
         _plain_cluster("three-gateways", 3),
         _four_gateways_dual_link(),
         _redundant_switches(),

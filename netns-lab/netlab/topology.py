@@ -15,6 +15,8 @@ Family = Literal[4, 6]
 FAMILIES: tuple[Family, Family] = (4, 6)
 
 VIP_HOST = 100
+# Of a VIP whose backends answer the clients directly, beside one whose backends answer through the gateways.
+DIRECT_VIP_HOST = 101
 HTTP_PORT = 80
 LOCAL_HTTP_PORT = 8080
 TRANSLATED_HTTP_PORT = 8082
@@ -142,7 +144,10 @@ class Service:
 
 @dataclass(frozen=True)
 class Topology:
-    """A complete network; `ring_segments` are the ones the gateways' ring runs over, in order of preference."""
+    """A complete network; `ring_segments` are the ones the gateways' ring runs over, in order of preference.
+
+    `ring_family`: over IPv4 or IPv6.
+    """
 
     name: str
     summary: str
@@ -151,6 +156,7 @@ class Topology:
     vips: tuple[Vip, ...]
     services: tuple[Service, ...]
     ring_segments: tuple[str, ...] = ()
+    ring_family: Family = 4
 
     @property
     def switches(self) -> tuple[str, ...]:

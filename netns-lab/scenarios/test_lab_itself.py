@@ -179,6 +179,22 @@ def test_a_cut_link_has_no_carrier_and_heals(routed: Lab, healing: list[Lab]) ->
     eventually(lambda: reaches(routed, "client", "10.0.2.21"), 5)
 
 
+def test_a_dead_switch_takes_its_cables_and_trunks_and_no_others(make_lab: LabMaker, healing: list[Lab]) -> None:
+    lab = make_lab("redundant-switches", daemons=False)
+    healing.append(lab)
+    here, there = (lab.topology.node(name).address("outside", 4) for name in ("gw1", "gw2"))
+    faults.set_switch(lab, "sw2", up=False)
+    # A gateway at the other switch keeps its ring link at this one.
+    links = {device: carrier(lab, "gw2", device) for device in ("eth0", "eth1", "eth2", "eth3")}
+    assert links == {"eth0": False, "eth1": False, "eth2": True, "eth3": False}
+    assert reaches(lab, "client", here)
+    assert not reaches(lab, "client", there)
+    faults.heal(lab)
+    eventually(lambda: reaches(lab, "client", there), 5)
+    with pytest.raises(LabError, match="sw1, sw2"):
+        faults.set_switch(lab, "gw1", up=False)
+
+
 def test_loss_loses_about_its_share(routed: Lab, healing: list[Lab]) -> None:
     healing.append(routed)
     faults.set_loss(routed, "b1", 20)
