@@ -226,7 +226,7 @@ class Cluster:
         self.vips.judging = False
         if self.node in view.joined and not self._restart.keeping:
             # Whatever this gateway owned, the group may have given to others.
-            self.vips.want(frozenset())
+            self.vips.disown()
         self._figures.view(before, view)
         if view.joined and self.node not in view.joined:
             # Whoever joins may have claimed the addresses while it was on its own: the keeper has the last word.
@@ -239,7 +239,7 @@ class Cluster:
         self._publish(anew=self.node in view.joined)
 
     def _token(self, visit: TokenVisit) -> None:
-        if not self.state.serving or not self.state.complete or self._stopping:
+        if not self.state.serving or not self.state.complete or self._stopping or self.vips.disowning:
             return
         # A lease stretched for a restart is not cut short by the first visits after it.
         self.lease.renew(max(visit.lease_until, self._restart.kept_until))

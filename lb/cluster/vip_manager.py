@@ -72,6 +72,7 @@ class VipManager:
         self._taken: dict[str, Taken] = {}
         self._held: frozenset[str] = frozenset()
         self._wanted: frozenset[str] = frozenset()
+        self._disowned: frozenset[str] = frozenset()
         self._vips: dict[str, Vip] = {}
         self._settled = asyncio.Event()
         self._change = asyncio.Event()
@@ -96,6 +97,11 @@ class VipManager:
     def taken(self) -> dict[str, Taken]:
         """The addresses on this gateway's interfaces."""
         return self._taken
+
+    @property
+    def disowning(self) -> bool:
+        """Whether the packet path may hold addresses that others own by now: the lease must not run meanwhile."""
+        return bool(self._disowned)
 
     def start(self, config: ClusterConfig, *, keep: Iterable[str] = ()) -> None:
         """Find what an earlier daemon left on the interfaces; `keep` is what the packet path still answers for."""
@@ -128,6 +134,7 @@ class VipManager:
     def want(self, hosts: frozenset[str]) -> None:
         """From now on this gateway holds exactly these addresses. Taking happens before this returns."""
         self._wanted = hosts
+        self._disowned -= hosts
         for host in sorted(hosts - self._taken.keys()):
             self._take(host)
         if hosts & self._taken.keys() != self._held or self._taken.keys() - hosts:
@@ -135,6 +142,11 @@ class VipManager:
             self._change.set()
         else:
             self._settled.set()
+
+    def disown(self) -> None:
+        """Give up everything: whatever this gateway owned, others may own by now."""
+        self._disowned |= self.held
+        self.want(frozenset())
 
     def announce_again(self) -> None:
         """Tell all segments once more who has the addresses, after a merge or a new link."""
@@ -176,6 +188,7 @@ class VipManager:
                 self._change.set()
                 continue
             self._held = wanted
+            self._disowned &= wanted
             for host in sorted(self._taken.keys() - self._wanted):
                 self._release(host)
             if not self._change.is_set():

@@ -306,3 +306,47 @@ def test_an_address_taken_without_a_lease_is_announced_when_there_is_one() -> No
         assert int(listening.read_line()) > 0
         _, err = child.process.communicate("\n", timeout=20)
     assert not child.process.returncode, err
+
+
+DISOWN = (
+    PRELUDE
+    + """
+import threading
+told, may_return = [], threading.Semaphore(0)
+
+def hold(hosts):
+    told.append(sorted(hosts))
+    may_return.acquire()
+
+async def main():
+    vips = await manager()
+    vips.want(frozenset({A, B}))
+    await until(lambda: told == [[A, B]])
+    # The packet path is just being told of what others may own by now.
+    vips.disown()
+    may_return.release()
+    await until(lambda: told == [[A, B], []])
+    log.append(["answers still", vips.disowning])
+    may_return.release()
+    await vips.settled()
+    log.append(["answers no more", vips.disowning, present()])
+    vips.want(frozenset({A}))
+    may_return.release()
+    await vips.settled()
+    vips.disown()
+    vips.want(frozenset({A}))
+    log.append(["given anew", vips.disowning])
+    may_return.release()
+    await vips.settled()
+    await vips.close()
+    print(json.dumps(log))
+
+asyncio.run(main())
+"""
+)
+
+
+def test_what_others_may_own_is_disowned_until_the_packet_path_has_let_go_of_it() -> None:
+    with pair() as hosts:
+        seen = json.loads(hosts.python(hosts.left, DISOWN).splitlines()[-1])
+    assert seen == [["answers still", True], ["answers no more", False, []], ["given anew", False]]
