@@ -282,9 +282,11 @@ def _decode_parcels(token: Token, view: memoryview, at: int, count: int) -> int:
 
 def payload_bytes(body: bytes | memoryview, messages: int) -> int:
     """Sum of the sizes in front of a parcel's payloads."""
-    if messages == 1:
-        return int.from_bytes(body[:4], "little")
-    return sum(lengths(memoryview(body)[: 4 * messages]))
+    sizes = bytes(body[: 4 * messages])
+    first = sizes[:4]
+    if sizes == first * messages:  # mostly they are equal, and comparing them takes a tenth of the time of adding them
+        return messages * int.from_bytes(first, "little")
+    return sum(lengths(sizes))
 
 
 def _check_body(kind: int, messages: int, body: memoryview) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sync.events import Order, Refusal
+from sync.events import Order, Refusal, lengths
 from sync.ring.lineage import Epoch, EpochId
 from sync.ring.messages import (
     AHEAD_MAX,
@@ -28,6 +28,7 @@ from sync.ring.messages import (
     decode,
     encode,
     encode_token,
+    payload_bytes,
 )
 from sync.ring.multicast import pack
 from sync.ring.token import COUNT_MAX, FRESH, JOINER, Farewell, Kind, Member, Proposal, Token
@@ -237,14 +238,24 @@ def test_the_largest_numbers_that_are_taken_leave_room_to_go_on() -> None:
     assert encode_token(taken, taken.hop + 1)
 
 
-def test_sizes_that_do_not_fit_the_payloads_are_malformed() -> None:
+@pytest.mark.parametrize("sizes", [(5,), (7, 7, 7), (0, 0), (1, 2, 300, 70_000)])
+def test_sizes_of_payloads_are_added_at_any_alignment(sizes: tuple[int, ...]) -> None:
+    packed = struct.pack(f"<{len(sizes)}I", *sizes)
+    for shift in range(4):
+        body = memoryview(bytes(shift) + packed + b"payloads")[shift:]
+        assert payload_bytes(body, len(sizes)) == sum(sizes)
+        assert list(lengths(body[: len(packed)])) == list(sizes)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5), (4, 4), (2**32 - 1, 8), (2**32 - 1, 2**32 - 1)])
+def test_sizes_that_do_not_fit_the_payloads_are_malformed(sizes: tuple[int, int]) -> None:
     token = Token()
     token.hop = 1
     token.lineage = [Epoch(EpochId(1, 1, 1), 1)]
     token.members = [Member(1, 1, 1)]
     token.append(1, 16, Order.AGREED, 2, struct.pack("<2I", 3, 4) + b"1234567")
     assert isinstance(decode(b"".join(encode_token(token, 1))), Token)
-    token.parcels[0].body = struct.pack("<2I", 3, 5) + b"1234567"
+    token.parcels[0].body = struct.pack("<2I", *sizes) + b"1234567"
     with pytest.raises(Malformed, match="2 messages"):
         decode(b"".join(encode_token(token, 1)))
     assert token.parcels[0].kind is Kind.MESSAGES
