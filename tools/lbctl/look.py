@@ -236,7 +236,5 @@ def config(as_json: Json = False) -> None:
     if as_json:
         print_json(found)
         return
-    from tools.lbctl.toml_text import as_toml
-
     typer.echo(f"# version {found['version']}")
-    typer.echo(found.get("text") or as_toml(found["document"]))
+    typer.echo(found["text"])
