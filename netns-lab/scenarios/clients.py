@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clients of a cluster while it is in trouble: what they run, what they may not notice, and whom they believe."""
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from netlab import build, cluster, services
+from netlab.commands import load_nft
 from netlab.lab import Lab
 from netlab.topology import FAMILIES, HTTP_PORT
 from netlab.traffic_run import Traffic
@@ -112,7 +112,7 @@ def drop_flood() -> None:
     rules = (
         f"table ip flood {{ chain p {{ type filter hook prerouting priority -300; ip saddr {FLOOD_NETWORK} drop; }}; }}"
     )
-    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+    load_nft(rules)
 
 
 def others(lab: Lab, *names: str) -> list[str]:

@@ -2,8 +2,8 @@
 """A stateful firewall on gateways: whatever passes it had both its directions there."""
 
 import json
-import subprocess
 
+from netlab.commands import load_nft
 from netlab.lab import Lab
 from netlab.topology import CROSS_FAMILY_HTTP_PORT
 
@@ -22,11 +22,6 @@ table inet firewall {
   }
 }
 """
-
-
-def load_nft(text: str) -> None:
-    """Feed nft, in the namespace of the calling thread."""
-    subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
 
 
 def raise_firewalls(lab: Lab) -> None:

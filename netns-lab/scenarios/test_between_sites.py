@@ -5,11 +5,12 @@ from functools import partial
 
 import pytest
 from netlab import cluster, connections, faults, services
+from netlab.commands import load_nft
 from netlab.lab import Argument, Lab, LabMaker
 from netlab.topology import FAMILIES, HTTP_PORT, LOCAL_HTTP_PORT, Family
 from netlab.waiting import eventually
 
-from scenarios.firewall import PORT, counted, drop_firewalls, load_nft, moving, opened, raise_firewalls
+from scenarios.firewall import PORT, counted, drop_firewalls, moving, opened, raise_firewalls
 
 CONNECTIONS = 200
 SHARE_MIN = 0.2

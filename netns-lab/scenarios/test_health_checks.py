@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of direct-return and tunnel backends reach the VIP on the backend, whatever its own address says."""
 
-import subprocess
 from dataclasses import replace
 
 import pytest
 from netlab import cluster, gateway_files
+from netlab.commands import load_nft
 from netlab.lab import Lab, LabMaker
 from netlab.topologies import TOPOLOGIES
 from netlab.topology import ECHO_PORT, FAMILIES, HTTP_PORT, Family, Service
@@ -88,11 +88,8 @@ def test_a_backend_that_serves_the_vip_alone_is_up(lab: Lab, family: Family) -> 
         f"{address} daddr != {vip} meta l4proto {{ tcp, udp }} th dport {ports} counter drop; }}; }}"
     )
 
-    def close() -> None:
-        subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
-
     eventually(lambda: all_are(lab, "b3", family, "up"), what="b3 is up")
-    lab.inside("b3", close)
+    lab.inside("b3", load_nft, rules)
     try:
         with pytest.raises(AssertionError):
             eventually(lambda: not all_are(lab, "b3", family, "up"), 2, "b3 is no longer up")

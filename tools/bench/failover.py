@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from netlab import cluster, faults, namespaces
+from netlab.commands import load_nft
 from netlab.lab import Lab
 from netlab.state import LabError
 from netlab.traffic_run import Traffic
@@ -66,18 +67,14 @@ def _silence(lab: Lab, node: str) -> None:
             for place, name in enumerate(names)
             for hook in ("ingress", "egress")
         )
-        _nft(lab, switch, f"table netdev {SILENCE} {{\n{chains}}}\n")
+        lab.inside(switch, load_nft, f"table netdev {SILENCE} {{\n{chains}}}\n")
     faults.set_links(lab, node, False)
 
 
 def _hear(lab: Lab, node: str) -> None:
     for switch in {switch for _, switch, _ in faults.ports_of(lab, node)}:
-        _nft(lab, switch, f"delete table netdev {SILENCE}\n")
+        lab.inside(switch, load_nft, f"delete table netdev {SILENCE}\n")
     faults.set_links(lab, node, True)
-
-
-def _nft(lab: Lab, switch: str, text: str) -> None:
-    lab.inside(switch, lambda: subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True))
 
 
 FAULTS: dict[str, Fault] = {

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from netlab.commands import load_nft
 from netlab.lab import Lab
 from netlab.topologies import TOPOLOGIES
 from netlab.topology import Service, Target, Topology
@@ -62,10 +62,6 @@ def dnat_rules(plan: Topology) -> str:
     )
 
 
-def nft(lab: Lab, node: str, text: str) -> None:
-    lab.inside(node, lambda: subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True))
-
-
 @contextmanager
 def contender(name: str, generator: Path) -> Iterator[tuple[Lab, str]]:
     """A lab in which the contender balances, and the address that clients ask."""
@@ -73,10 +69,10 @@ def contender(name: str, generator: Path) -> Iterator[tuple[Lab, str]]:
     with Lab.up(f"bench{os.getpid()}", plan, daemons=name == "rainlb") as lab:
         for backend in plan.of_role("backend"):
             lab.start(f"{backend.name}/serve", backend, [str(generator), "serve", str(TCP_PORT)])
-            nft(lab, backend.name, SINK)
+            lab.inside(backend.name, load_nft, SINK)
         if name == "nft":
             lab.run("gw1", ["ip", "address", "add", f"{plan.vip(4)}/32", "dev", "eth0"])
-            nft(lab, "gw1", dnat_rules(plan))
+            lab.inside("gw1", load_nft, dnat_rules(plan))
         yield lab, plan.node("b1").address("inside", 4) if name == "plain" else plan.vip(4)
 
 
