@@ -4,9 +4,7 @@
 import asyncio
 import contextlib
 import functools
-import grp
 import logging
-import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,8 +17,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lb.api.access import peer_of
 from lb.api.settings import Settings
+from lb.process.listening import unix_listener
 
-SOCKET_MODE = 0o660
 BACKLOG = 256
 CONNECTIONS_MAX = 512
 HEADER_BYTES_MAX = 32 << 10
@@ -57,22 +55,6 @@ class QuietServer(uvicorn.Server):
         yield
 
 
-def unix_listener(path: Path, group: str) -> socket.socket:
-    """A listening socket at path, 0660 root:group. It appears complete, replacing an older process's in one step."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(fresh))
-    fresh.chmod(SOCKET_MODE)
-    try:
-        os.chown(fresh, -1, grp.getgrnam(group).gr_gid)
-    except (KeyError, PermissionError) as error:
-        log.warning("%s belongs to its creator's group, not to '%s': %s", path, group, error)
-    listener.listen(BACKLOG)
-    fresh.rename(path)
-    return listener
-
-
 def _config(app: ASGIApp, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
@@ -107,7 +89,7 @@ def _listeners(app: ASGIApp, settings: Settings) -> list[tuple[uvicorn.Server, s
         config = _config(app, http="h11", **files)
         config.load()
         pairs.append((QuietServer(config), tcp_listener(settings.api.listen)))
-    local = unix_listener(settings.api_socket, settings.api.group)
+    local = unix_listener(settings.api_socket, settings.api.group, BACKLOG)
     return [*pairs, (QuietServer(_config(app, http=PeerProtocol)), local)]
 
 

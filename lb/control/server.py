@@ -5,9 +5,7 @@ dies of it.
 
 import asyncio
 import contextlib
-import grp
 import logging
-import os
 import socket
 import struct
 import traceback
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.control.protocol import FRAME_BYTES_MAX, ControlError, encode_frame, read_frame
+from lb.process.listening import unix_listener
 
 CONNECTIONS_MAX = 64
 REQUESTS_IN_FLIGHT_MAX = 32
@@ -72,7 +71,7 @@ class ControlServer:
     async def start(self) -> None:
         """Opens the socket, readable and writable for root and the group (if the system has it)."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        listener = open_socket(self.path, self._group)
+        listener = unix_listener(self.path, self._group, CONNECTIONS_MAX)
         self._server = await asyncio.start_unix_server(self._serve, sock=listener)
 
     async def stop(self) -> None:
@@ -182,28 +181,3 @@ def _caller(client: _Client, told: Any) -> Caller:
     told = told if isinstance(told, dict) else {}
     who = str(told.get("who") or f"uid {client.uid}")
     return Caller(client.uid, client.pid, who[:128], str(told.get("origin") or "control socket")[:128])
-
-
-def open_socket(path: Path, group: str) -> socket.socket:
-    """A listening Unix socket with mode 0660 root:group. A left-over of a dead process is replaced."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    mask = os.umask(0o117)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(mask)
-    group_id = _group_id(group)
-    if group_id is not None:
-        os.chown(path, -1, group_id)
-    listener.listen(CONNECTIONS_MAX)
-    listener.setblocking(False)
-    return listener
-
-
-def _group_id(name: str) -> int | None:
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        return None

@@ -18,6 +18,7 @@ from netlab.waiting import PATIENCE_S
 from lb.control import Caller, ControlError, ControlServer
 from lb.control import server as control_server
 from lb.control.protocol import FRAME_BYTES_MAX
+from lb.process.listening import unix_listener
 
 
 class Client:
@@ -201,7 +202,7 @@ async def test_subscriber_that_does_not_read_loses_events_and_stops_nobody(serve
 
 async def test_left_over_socket_of_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
-    left_over = control_server.open_socket(path, "no-such-group")
+    left_over = unix_listener(path, "no-such-group", 1)
     left_over.close()
     server = ControlServer(path)
     await server.start()
