@@ -21,6 +21,7 @@ from ebpf.loader import LoaderError
 from ebpf.maps import LayoutMismatchError
 from lb import __version__
 from lb.configuration import validate
+from lb.configuration.advice import node_advice
 from lb.configuration.gateway_addresses import ring_addresses
 from lb.configuration.node import ConfigError, NodeConfig
 from lb.control import ControlError
@@ -91,6 +92,8 @@ def _check(node: NodeConfig, options: argparse.Namespace) -> int:
         print(f"{node.ring.key_file}: in order")
     for file in filter(None, (options.config, options.services)):
         print(f"{file}: in order")
+    for text in node_advice(node):
+        print(f"{options.config}: {text}")
     return EXIT_OK
 
 
@@ -111,6 +114,8 @@ def _children(options: argparse.Namespace) -> frozenset[str]:
 
 def _run(node: NodeConfig, options: argparse.Namespace) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
+    for text in node_advice(node):
+        log.warning("%s: %s", options.config, text)
     if node.ring is not None:
         spawn_with_fork()
     daemon = Daemon(node, options.config.resolve(), options.services, children=_children(options))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a cluster file is allowed and probably not meant, on this gateway. Pure."""
+"""What of a cluster file or a node file is allowed and probably not meant, on this gateway. Pure."""
 
 from collections.abc import Collection, Mapping
 from ipaddress import IPv4Network, IPv6Network
@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from lb.configuration.gateway_addresses import clash
 from lb.configuration.model import ClusterConfig, Vip
+from lb.configuration.node import NodeConfig
 
 Network = IPv4Network | IPv6Network
 
@@ -56,3 +57,21 @@ def _not_forwarded(config: ClusterConfig, forwarding: Mapping[int, bool]) -> lis
         for version in sorted(needed)
         if not forwarding[version]
     ]
+
+
+def node_advice(node: NodeConfig) -> list[str]:
+    """One sentence for each thing in a node file: so far, a partition policy that cannot do its work."""
+    if node.ring is None:
+        return []
+    found = []
+    if node.ring.partition_policy == "majority" and len(node.ring.peers) == 1:
+        found.append(
+            "ring.partition_policy: one of two gateways is no majority, so neither serves while the other is away: "
+            'use "continue", "critical", or a third gateway'
+        )
+    if node.ring.partition_policy == "critical" and not any(resource.critical for resource in node.resources):
+        found.append(
+            'ring.partition_policy: "critical" without a [[resource]] that is critical is "continue": '
+            "say critical = true where it is meant"
+        )
+    return found

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a cluster file is warned about."""
 
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
 
-from lb.configuration.advice import advice
+from lb.configuration.advice import advice, node_advice
 from lb.configuration.model import Backend, ClusterConfig, Service, Vip
+from lb.configuration.node import Interface, Node, NodeConfig, PartitionPolicy, Peer, Resource, Ring
 
 NETWORKS = {"outside": [ip_network("10.0.1.0/24"), ip_network("fd00:1::/64")], "inside": [ip_network("10.0.2.0/24")]}
 FORWARDS = {4: True, 6: True}
@@ -53,3 +55,30 @@ def test_nat_wants_forwarding() -> None:
     assert advice(service("nat", BACKEND), NETWORKS, {4: False, 6: True}) == [
         "this gateway does not forward IPv4 packets: set net.ipv4.ip_forward = 1"
     ]
+
+
+LINKS = (Interface("eth0", "outside"),)
+UPLINK = Resource("uplink", "ping", address="192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("policy", "peers", "resources", "expected"),
+    [
+        ("continue", 1, (), None),
+        ("majority", 2, (), None),
+        ("majority", 1, (), "neither serves while the other is away"),
+        ("critical", 1, (replace(UPLINK, critical=True),), None),
+        ("critical", 1, (UPLINK,), "say critical = true"),
+    ],
+)
+def test_a_partition_policy_that_cannot_do_its_work_is_warned_about(
+    policy: PartitionPolicy, peers: int, resources: tuple[Resource, ...], expected: str | None
+) -> None:
+    others = {f"gw{number}": Peer(number, (f"10.0.2.{number}",)) for number in range(2, 2 + peers)}
+    ring = Ring(("10.0.2.1",), peers=others, key_file="/k", partition_policy=policy)
+    found = node_advice(NodeConfig("test", Node("gw1", 1), LINKS, resources=resources, ring=ring))
+    assert [expected in text for text in found] == ([True] if expected else [])  # type: ignore[operator]
+
+
+def test_a_gateway_without_a_ring_has_no_such_policy() -> None:
+    assert node_advice(NodeConfig("test", Node("gw1", 1), LINKS)) == []
