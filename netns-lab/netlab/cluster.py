@@ -68,6 +68,19 @@ def wait_for_owners(lab: Lab, among: Iterable[str], seconds: float = SETTLE_S, b
     eventually(lambda: set(owners(lab, but).values()) <= allowed, seconds, f"every VIP is with one of {allowed}")
 
 
+def place(lab: Lab, wanted: Mapping[str, str]) -> None:
+    """Move VIPs (without prefix length) to gateways, and wait until they are there."""
+
+    def placed() -> bool:
+        held = owners(lab)
+        astray = {vip: gateway for vip, gateway in wanted.items() if held[vip] != gateway}
+        for vip, gateway in astray.items():
+            lab.api(gateway, "POST", f"/v1/vips/{vip}/move", {"node": gateway})
+        return not astray
+
+    eventually(placed, SETTLE_S, f"the VIPs are at {wanted}")
+
+
 def settle(lab: Lab) -> None:
     """Until all gateways of the lab form one group, serve, and hold every VIP among them."""
     names = [gateway.name for gateway in lab.gateways]

@@ -55,14 +55,6 @@ def direct_vip(lab: Lab, family: Family) -> str:
     return lab.topology.segment("outside").address(DIRECT_VIP_HOST, family)
 
 
-def gather(lab: Lab, owner: str) -> None:
-    """Every VIP at one gateway."""
-    for vip, holder in cluster.owners(lab).items():
-        if holder != owner:
-            lab.lbctl(owner, "vip", "move", vip, owner)
-    cluster.wait_for_owners(lab, [owner])
-
-
 @contextmanager
 def connected(lab: Lab) -> Iterator[dict[str, Traffic]]:
     """Connections of every kind and family that last; by name, the reports are there once the block has ended."""
@@ -120,7 +112,7 @@ def captured(wire: socket.socket) -> list[bytes]:
 
 def test_one_host_dies_and_returns_and_every_connection_goes_on(whole: Lab) -> None:
     victim, survivor = "gw1", "gw2"
-    gather(whole, victim)
+    cluster.place(whole, dict.fromkeys(cluster.owners(whole), victim))
     with connected(whole) as traffic, whole.traffic("udp_probe", whole.topology.vip(6)) as probe:
         # Today's table would send their connections elsewhere.
         set_drained(whole, True)
