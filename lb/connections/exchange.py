@@ -15,17 +15,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ebpf.layout import RECORD
 from ebpf.map_access import Map
 from ebpf.ring_buffer import RingBuffer
-from lb.connections.records import RecordsError, pack_records, to_entries, to_send, unpack_records, well_formed
+from lb.connections.records import (
+    HEADER_BYTES,
+    RecordsError,
+    pack_records,
+    to_entries,
+    to_send,
+    unpack_records,
+    well_formed,
+)
 
 # One message at most: half a megabyte, about 0.4 ms of draining.
 RECORDS_PER_MESSAGE_MAX = 8192
 RECORDS_PER_POLL_MAX = 2 * RECORDS_PER_MESSAGE_MAX
 # Received but not yet in the map. Beyond it messages are shed.
 APPLY_QUEUE_BYTES_MAX = 64 << 20
-# Up to this many records are written on the event loop's thread: a thread hand-over would cost more than the write.
-INLINE_RECORDS_MAX = 128
+# Up to this many records are written on the event loop's thread: half a millisecond. A hand-over to a thread and back
+# costs as much processor time as half of that.
+INLINE_RECORDS_MAX = 1024
 APPLY_AT_ONCE_BYTES_MAX = 1 << 20
 
 Payload = bytes | bytearray | memoryview
@@ -64,11 +74,11 @@ class RecordSender:
     `offer(message) -> bool` hands a message to the ring; False means it takes no more for now.
     """
 
-    def __init__(self, node: int, source: RingBuffer, offer: Callable[[bytearray], bool]) -> None:
+    def __init__(self, node: int, source: RingBuffer, offer: Callable[[bytes], bool]) -> None:
         self._node = node
         self._source = source
         self._offer = offer
-        self._waiting: bytearray | None = None
+        self._waiting: bytes | None = None
         self._waiting_records = 0
         self.counts = SendCounts()
         self.alone = True
@@ -145,6 +155,8 @@ class RecordReceiver:
         self._queue: deque[Payload] = deque()
         self._queued_bytes = 0
         self._running: Future[None] | None = None
+        self._due = False
+        self._closed = False
         self.counts = ReceiveCounts()
         self.on_writing: Callable[[np.ndarray], None] | None = None
         self.inline = True
@@ -156,24 +168,34 @@ class RecordReceiver:
 
     def receive(self, message: Payload) -> None:
         """Take one message of a peer."""
-        if self.inline and self._running is None and len(message) <= INLINE_RECORDS_MAX * 64:
-            self.write([message])
-            return
         if self._queued_bytes + len(message) > APPLY_QUEUE_BYTES_MAX:
-            self.counts.shed += max(0, len(message) // 64)
+            self.counts.shed += max(0, len(message) // RECORD.itemsize)
             self._on_shed()
             return
         self._queue.append(message)
         self._queued_bytes += len(message)
-        if self._running is None:
-            self._start()
+        if self._running is None and not self._due:
+            # What one token brings from several gateways goes into the map together.
+            self._due = True
+            self._call_soon(self._start)
+
+    def close(self) -> None:
+        """Begin no more writes: the executor is about to end."""
+        self._closed = True
 
     def _start(self) -> None:
+        self._due = False
+        if self._closed:
+            return
         taken: list[Payload] = []
         size = 0
         while self._queue and size < APPLY_AT_ONCE_BYTES_MAX:
             taken.append(self._queue.popleft())
             size += len(taken[-1])
+        if self.inline and size <= HEADER_BYTES * len(taken) + INLINE_RECORDS_MAX * RECORD.itemsize:
+            self._queued_bytes -= size
+            self.write(taken)
+            return
         self._running = self._executor.submit(self.write, taken)
         self._running.add_done_callback(lambda _: self._call_soon(lambda: self._finish(size)))
 

@@ -20,22 +20,32 @@ Hashes = npt.NDArray[np.uint64]
 _HEADER = struct.Struct("<2sHI")
 _MAGIC = b"CR"
 HEADER_BYTES = _HEADER.size
+# Plain numbers: numpy widens an array of bytes before it compares it with a member of an enumeration.
+_KIND_FIRST, _KIND_LAST = int(RecordKind.OPENED), int(RecordKind.MOVED)
+_STATE_FIRST, _STATE_LAST = int(State.SYN), int(State.RESET)
+_REPLICATE_NONE = int(Replicate.NONE)
 DIGEST_BUCKETS = 256
 _LIVE_STATES = (State.ESTABLISHED, State.UDP)
 # Odd 64-bit constants with well spread bits (the golden ratio's and splitmix64's).
 _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93, 0xFF51AFD7ED558CCD)
 
 
+def _raw(array: npt.NDArray[np.void], dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """Structures of this type as plain bytes: numpy copies those in one piece, and five times faster than by field.
+
+    Arrays that were concatenated have fields in the machine's byte order, and are converted first.
+    """
+    return np.asarray(array, dtype).view(np.dtype((np.void, dtype.itemsize)))
+
+
 class RecordsError(ValueError):
     """A peer's message is not what it should be."""
 
 
-def pack_records(records: Records) -> bytearray:
+def pack_records(records: Records) -> bytes:
     """One message with these records (any stride)."""
-    message = bytearray(HEADER_BYTES + len(records) * RECORD.itemsize)
-    _HEADER.pack_into(message, 0, _MAGIC, LAYOUT_VERSION, len(records))
-    np.frombuffer(message, RECORD, len(records), HEADER_BYTES)[:] = records
-    return message
+    header = _HEADER.pack(_MAGIC, LAYOUT_VERSION, len(records))
+    return b"".join((header, _raw(records, RECORD).tobytes()))
 
 
 def unpack_records(message: bytes | bytearray | memoryview) -> Records:
@@ -56,24 +66,28 @@ def unpack_records(message: bytes | bytearray | memoryview) -> Records:
 
 def to_send(records: Records, node: int) -> Records:
     """Those of the drained records that peers are to learn: this node's, of services that replicate."""
-    wanted = (records["replicate"] != Replicate.NONE) & (records["node"] == node)
+    wanted = records["replicate"] != _REPLICATE_NONE
+    wanted &= records["node"] == node
     return records if wanted.all() else records[wanted]
 
 
 def well_formed(records: Records) -> npt.NDArray[np.bool_]:
     """Which records may be written into the map: known kind and state, with owner and target."""
-    value = records["value"]
-    good: npt.NDArray[np.bool_] = (records["kind"] >= RecordKind.OPENED) & (records["kind"] <= RecordKind.MOVED)
-    good &= (value["state"] >= State.SYN) & (value["state"] <= State.RESET)
-    good &= (value["owner"] != 0) & (value["service"] != 0)
+    kind, value = records["kind"], records["value"]
+    state = value["state"]
+    good: npt.NDArray[np.bool_] = kind >= _KIND_FIRST
+    good &= kind <= _KIND_LAST
+    good &= state >= _STATE_FIRST
+    good &= state <= _STATE_LAST
+    good &= value["owner"] != 0
+    good &= value["service"] != 0
     return good
 
 
 def to_entries(records: Records, now_s: int) -> tuple[Keys, Values]:
     """Keys and values for the map, contiguous, padding zeroed, stamped with this gateway's time."""
-    keys = np.empty(len(records), FLOW_KEY)
-    values = np.empty(len(records), CONNECTION)
-    keys[:], values[:] = records["key"], records["value"]
+    keys = _raw(records["key"], FLOW_KEY).copy().view(FLOW_KEY)
+    values = _raw(records["value"], CONNECTION).copy().view(CONNECTION)
     # Keys are compared as bytes: padding that is not zero would make an entry nobody finds.
     keys["pad"] = 0
     values["pad"] = 0
@@ -85,7 +99,8 @@ def to_entries(records: Records, now_s: int) -> tuple[Keys, Values]:
 def from_entries(keys: Keys, values: Values, node: int) -> Records:
     """Records that tell a peer of entries this gateway has."""
     records = np.zeros(len(keys), RECORD)
-    records["key"], records["value"] = keys, values
+    _raw(records["key"], FLOW_KEY)[:] = _raw(keys, FLOW_KEY)
+    _raw(records["value"], CONNECTION)[:] = _raw(values, CONNECTION)
     records["kind"], records["node"], records["replicate"] = RecordKind.OPENED, node, Replicate.ALL
     return records
 

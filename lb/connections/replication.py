@@ -33,12 +33,11 @@ CHANNEL_RECORDS = 16
 CHANNEL_TRANSFER = 18
 CHANNEL_DIGESTS = 20
 
-# While records come they are drained this often, and for a while after; else whenever the token has been here.
-POLL_S = 0.003
+# While records come they are drained this often, and for a while after; else whenever the token has been here. What is
+# drained hastens the token: more often would have it turn for a trickle of connections, and every turn costs every
+# gateway a wake-up; less often would let records wait for as long as an idle turn.
+DRAIN_EVERY_S = 0.008
 BUSY_FOR_S = 1.0
-# Records hasten the token that often: more would have it turn at network speed for a trickle of connections, less would
-# let records wait for a whole idle turn.
-HASTEN_EVERY_S = 0.008
 REPAIR_INTERVAL_S = 30.0
 REPAIR_BUCKETS_MAX = 16
 FETCH_RETRY_S = 0.2
@@ -84,7 +83,6 @@ class Replication:
         self._repairing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._busy_until = 0.0
-        self._hastened_at = 0.0
         self._suspects: dict[int, frozenset[int]] = {}
         self._comparing = False
         self._closed = False
@@ -107,6 +105,7 @@ class Replication:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.giver.close()
+        self.receiver.close()
         self._worker.shutdown(wait=True)
 
     def counts(self) -> dict[str, int]:
@@ -152,20 +151,15 @@ class Replication:
             self._busy_until = now + BUSY_FOR_S
             more = self.sender.poll()
         if now < self._busy_until:
-            self._timer = self._loop.call_later(0.0 if more else POLL_S, self._poll)
+            self._timer = self._loop.call_later(0.0 if more else DRAIN_EVERY_S, self._poll)
         else:
             self._timer = None
 
-    def _offer(self, message: bytearray) -> bool:
-        now = self._loop.time()
-        urgent = now - self._hastened_at >= HASTEN_EVERY_S
-        offered = self._ring.offer(CHANNEL_RECORDS, bytes(message), urgent=urgent)
-        if urgent and offered:
-            self._hastened_at = now
-        return offered
+    def _offer(self, message: bytes) -> bool:
+        return self._ring.offer(CHANNEL_RECORDS, message, urgent=True)
 
     def _records(self, batch: Deliver) -> None:
-        if batch.origin != self._node:
+        if batch.origin != self._node and not self._closed:
             for payload in batch.payloads():
                 self.receiver.receive(payload)
 
@@ -174,9 +168,9 @@ class Replication:
 
     # --- transfer ----------------------------------------------------------------------------------------------------
 
-    async def _send(self, peer: int, message: bytes | bytearray) -> None:
+    async def _send(self, peer: int, message: bytes) -> None:
         try:
-            await self._ring.send(peer, CHANNEL_TRANSFER, bytes(message))
+            await self._ring.send(peer, CHANNEL_TRANSFER, message)
         except MulticastFailed as error:
             raise OSError(f"node {peer} was not reached: {error}") from None
 
@@ -243,7 +237,7 @@ class Replication:
     async def _publish(self, records: Records) -> None:
         for first in range(0, len(records), RECORDS_PER_MESSAGE_MAX):
             message = pack_records(records[first : first + RECORDS_PER_MESSAGE_MAX])
-            while not self._ring.offer(CHANNEL_RECORDS, bytes(message)):
+            while not self._ring.offer(CHANNEL_RECORDS, message):
                 await self._ring.wait_for_room()
 
     def _set_complete(self, complete: bool) -> None:
@@ -274,7 +268,7 @@ class Replication:
         return digest, np.concatenate(told)
 
     def _digest(self, batch: Deliver) -> None:
-        if batch.origin == self._node or not self.complete or self._comparing:
+        if self._closed or self._comparing or not self.complete or batch.origin == self._node:
             return
         try:
             for payload in batch.payloads():

@@ -26,7 +26,7 @@ _ASK = struct.Struct("<B7x32s")
 _END = struct.Struct("<QB7x")
 _MAGIC = b"CT"
 
-Send = Callable[[int, bytes | bytearray], Awaitable[object]]
+Send = Callable[[int, bytes], Awaitable[object]]
 
 
 class Kind(IntEnum):
@@ -82,9 +82,9 @@ class Scope:
 EVERYTHING = Scope()
 
 
-def message_of(kind: Kind, transfer: int, body: bytes | bytearray) -> bytes:
+def message_of(kind: Kind, transfer: int, body: bytes) -> bytes:
     """A message as it is sent."""
-    return _HEADER.pack(_MAGIC, kind, LAYOUT_VERSION & 0xFF, transfer) + bytes(body)
+    return _HEADER.pack(_MAGIC, kind, LAYOUT_VERSION & 0xFF, transfer) + body
 
 
 def end_of(count: int, end: End) -> bytes:

@@ -47,6 +47,14 @@ def test_round_trip_also_from_a_strided_array() -> None:
     assert (unpack_records(pack_records(records[::3])) == records[::3]).all()
 
 
+def test_concatenated_records_and_entries_keep_their_byte_order() -> None:
+    records = some_records(10)
+    joined = np.concatenate([records[:4], records[4:]])
+    assert unpack_records(pack_records(joined)).tobytes() == records.tobytes()
+    keys, values = joined["key"], joined["value"]
+    assert from_entries(keys, values, 1).tobytes() == from_entries(records["key"], records["value"], 1).tobytes()
+
+
 @pytest.mark.parametrize(
     ("message", "complaint"),
     [

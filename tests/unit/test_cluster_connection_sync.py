@@ -3,7 +3,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -44,9 +44,9 @@ class Ring:
 
     def __init__(self, room: int = 1 << 30) -> None:
         self.room = room
-        self.messages: list[bytearray] = []
+        self.messages: list[bytes] = []
 
-    def offer(self, message: bytearray) -> bool:
+    def offer(self, message: bytes) -> bool:
         if self.room <= 0:
             return False
         self.room -= 1
@@ -142,19 +142,33 @@ def test_order_is_kept_between_inline_and_threaded_writes(connections: Map, exec
     assert (receiving.counts.written, receiving.counts.messages) == (5010, 2)
 
 
+def test_what_comes_in_one_turn_of_the_loop_is_written_together(connections: Map, executor: ThreadPoolExecutor) -> None:
+    later: list[Callable[[], None]] = []
+    receiving = RecordReceiver(connections, executor, later.append)
+    for first in range(0, 300, 100):
+        receiving.receive(message_of(100, first))
+    assert (receiving.counts.written, len(later)) == (0, 1)
+    later.pop()()
+    assert (receiving.counts.written, receiving.queued_bytes, later) == (300, 0, [])
+    receiving.receive(message_of(100, 300))
+    receiving.close()
+    later.pop()()
+    assert receiving.counts.written == 300
+
+
 def test_a_slow_map_sheds_counted_and_says_so(
     connections: Map, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_sync, "APPLY_QUEUE_BYTES_MAX", 150_000)
+    monkeypatch.setattr(connection_sync, "APPLY_QUEUE_BYTES_MAX", 300_000)
     told: list[int] = []
     receiving = RecordReceiver(connections, executor, lambda call: call(), on_shed=lambda: told.append(1))
     gate = threading.Event()
     executor.submit(gate.wait)
-    for first in range(0, 4000, 1000):
-        receiving.receive(message_of(1000, first))
+    for first in range(0, 8000, 2000):
+        receiving.receive(message_of(2000, first))
     gate.set()
     eventually(lambda: receiving.queued_bytes == 0)
-    assert (receiving.counts.written, receiving.counts.shed, told) == (2000, 2000, [1, 1])
+    assert (receiving.counts.written, receiving.counts.shed, told) == (4000, 4000, [1, 1])
 
 
 def test_damage_from_a_peer_is_counted_and_the_rest_written(connections: Map, executor: ThreadPoolExecutor) -> None:

@@ -36,7 +36,7 @@ class Gateway:
         self.giver = Giver(node, self.connections, self.executor, self.send, lambda: self.ready)
         self.taker = Taker(node, self.connections, self.executor, self.send)
 
-    async def send(self, peer: int, message: bytes | bytearray) -> None:
+    async def send(self, peer: int, message: bytes) -> None:
         if self.cut_after is not None:
             if self.cut_after == 0:
                 return
