@@ -197,6 +197,7 @@ def run_under_load(story: Story, demo: ClusterDemo, digest: str) -> None:
         demo.kill()
         demo.cut()
         demo.drain()
+        story.say("Now undisturbed, until the downloads are complete.")
         traffic["long downloads"].wait()
     summarise(story, demo, traffic)
 

@@ -48,11 +48,15 @@ class Story:
             self.failed.append(text)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Numbers stand to the right, words to the left."""
+        cells = [[_shown(cell) for cell in row] for row in rows]
         table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right")
-        for row in rows:
-            table.add_row(*(str(cell) for cell in row))
+            numbers = all(row[number].replace(".", "", 1).isdigit() for row in cells)
+            table.add_column(column, justify="right" if numbers else "left")
+        for row in cells:
+            table.add_row(*row)
+        self.console.print()
         self.console.print(table)
 
     def verdict(self) -> int:
@@ -66,3 +70,9 @@ class Story:
             return 1
         self.console.print(f"[bold green]All of it held, in {seconds:.0f} s.[/bold green]")
         return 0
+
+
+def _shown(cell: object) -> str:
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    return str(cell)
