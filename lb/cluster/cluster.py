@@ -300,8 +300,18 @@ class Cluster:
             self.alone.wait()
 
     def _is_patient(self) -> bool:
-        view = self.state.view
-        return view is not None and len(view.members) == 1 and self.alone.waits
+        """Whether to wait for others before anything is taken: this gateway is alone, or in a splinter.
+
+        Gateways that come back together may find each other before they find the rest, who have everything by then.
+        """
+        view, ring = self.state.view, self.gateway.node.ring
+        if view is None or ring is None or not self.alone.waits:
+            return False
+        if len(view.members) == 1:
+            return True
+        known = self.state.holdings.items()
+        holders = {holding.owner for address, holding in known if address not in self.state.unconfirmed}
+        return len(view.members) <= len(ring.peers) and holders.isdisjoint(view.members)
 
     def _untaken(self) -> Iterator[Vip]:
         return (vip for vip in self.store.current.vips if vip.host not in self.vips.taken and not self._stopping)
@@ -356,10 +366,15 @@ class Cluster:
         self.ring.set_critical_resource(self.resources.critical_ok)
         if self._has_left() and not self.state.shut_out:
             self.state.shut_out = True
+            # Those who go on decide without this gateway from now on.
+            self.state.unconfirmed = set(self.state.holdings)
             # At once, whatever the copy of the shared data is worth by now.
             self.lease.end()
             self.vips.want(frozenset())
             self.routed.withdraw()
+        elif self.state.shut_out and not self._has_left():
+            # What has brought the critical resources back may bring the others back in a moment.
+            self._look_for_others()
 
     def _has_left(self) -> bool:
         ring = self.gateway.node.ring
