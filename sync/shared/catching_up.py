@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a copy that is not the group's becomes it: fetched from a member, part by part, while the stream goes on."""
 
+from ..events import View
 from . import transfer
 from .commands import Kind, encode
 from .effects import MulticastCommand, Replaced, SendPeer
@@ -22,13 +23,16 @@ class CatchingUp(Copy):
     def _fetch(self, now: float) -> None:
         if self._view is None:
             return
-        place = transfer.RoundId(self._view.number, self._comparison)
+        place = self._round(self._view)
         donors = [n for n in self._view.members if n not in self._incomplete and n != self._local]
         request = self._fetcher.request(now, place, donors, self.replica.items.digests())
         if request is None:
             self._multicast(Kind.COMPARE)
         else:
             self._effects.append(SendPeer(*request))
+
+    def _round(self, view: View) -> transfer.RoundId:
+        return transfer.RoundId(view.number, self._comparison, view.mark)
 
     def _fetch_failed(self, now: float) -> None:
         self.counters["fetch_timeouts"] += 1
@@ -79,7 +83,7 @@ class CatchingUp(Copy):
 
     def _serve_fetches(self) -> None:
         if self.phase is Phase.READY and self._view is not None:
-            place = transfer.RoundId(self._view.number, self._comparison)
+            place = self._round(self._view)
             self._effects += [SendPeer(*message) for message in self._donor.serve(place, self._position)]
 
     def _on_ack(self, now: float, peer: int, ack: transfer.Ack) -> None:

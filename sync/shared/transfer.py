@@ -40,6 +40,8 @@ class RoundId(NamedTuple):
 
     view: int
     comparison: int
+    mark: int
+    """``View.mark``: in fast mode two branches may have a view of this number, and one knows of both."""
 
 
 class Fetch(NamedTuple):
@@ -101,8 +103,8 @@ def encode(message: Message) -> bytes:
 def decode(payload: bytes | bytearray | memoryview) -> Message:
     """The transfer message in `payload`. Raises MalformedTransfer."""
     try:
-        step, view, comparison, attempt, *fields = msgpack.unpackb(payload, raw=False)
-        place = (RoundId(_number(view), _number(comparison)), _number(attempt))
+        step, view, comparison, mark, attempt, *fields = msgpack.unpackb(payload, raw=False)
+        place = (RoundId(_number(view), _number(comparison), _number(mark)), _number(attempt))
         if step == Step.FETCH:
             position, digests = fields
             return Fetch(*place, _number(position), DIGESTS.unpack(digests))

@@ -297,10 +297,10 @@ def test_no_peer_bytes_crash_a_member(payload: bytes) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        transfer.Fetch(transfer.RoundId(3, 1), 2, 77, tuple(range(limits.BUCKETS))),
-        transfer.Part(transfer.RoundId(3, 1), 2, 0, [[5, [["k", b"v", 3, 1]]]]),
-        transfer.Last(transfer.RoundId(3, 1), 2, 1, 77, b"rest", b"d" * 16),
-        transfer.Ack(transfer.RoundId(3, 1), 2, 1),
+        transfer.Fetch(transfer.RoundId(3, 1, 9), 2, 77, tuple(range(limits.BUCKETS))),
+        transfer.Part(transfer.RoundId(3, 1, 9), 2, 0, [[5, [["k", b"v", 3, 1]]]]),
+        transfer.Last(transfer.RoundId(3, 1, 9), 2, 1, 77, b"rest", b"d" * 16),
+        transfer.Ack(transfer.RoundId(3, 1, 9), 2, 1),
     ],
 )
 def test_transfer_messages_survive_the_wire(message: transfer.Message) -> None:
