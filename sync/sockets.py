@@ -95,6 +95,13 @@ def datagram_max(local: SocketAddress, peer: SocketAddress) -> int:
     return max(DATAGRAM_MIN, min(room, BURST_LENGTH_MAX))
 
 
+# What the kernel makes of ICMP errors (icmp(7), icmp6_err_convert).
+ICMP_ERRORS: Final = frozenset(
+    {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENOPROTOOPT, errno.EPROTO,
+     errno.EACCES, errno.ENONET, errno.EOPNOTSUPP}
+)  # fmt: skip
+
+
 class UdpLink:
     """One bound UDP socket. `counts` has what was sent, received, shed and refused, by name."""
 
@@ -133,13 +140,29 @@ class UdpLink:
     def send(self, address: SocketAddress, data: Buffer, segment_size: int) -> None:
         """Send one datagram, or a burst. What the kernel does not take is counted and lost, as on any network."""
         try:
-            if segment_size == 0 or len(data) <= segment_size:
-                self._socket.sendto(data, address)
-            elif self.segmentation:
-                control = (socket.IPPROTO_UDP, _UDP_SEGMENT, _SEGMENT_SIZE.pack(segment_size))
-                self._socket.sendmsg((data,), (control,), 0, address)
+            self._send(address, data, segment_size)
+        except OSError as error:
+            if error.errno not in ICMP_ERRORS:
+                self._on_send_error(error, address, data, segment_size)
             else:
-                self._send_split(address, data, segment_size)
+                self._send_after_all(address, data, segment_size)
+
+    def _send(self, address: SocketAddress, data: Buffer, segment_size: int) -> None:
+        if segment_size == 0 or len(data) <= segment_size:
+            self._socket.sendto(data, address)
+        elif self.segmentation:
+            control = (socket.IPPROTO_UDP, _UDP_SEGMENT, _SEGMENT_SIZE.pack(segment_size))
+            self._socket.sendmsg((data,), (control,), 0, address)
+        else:
+            self._send_split(address, data, segment_size)
+
+    def _send_after_all(self, address: SocketAddress, data: Buffer, segment_size: int) -> None:
+        """The kernel reports an ICMP error about an earlier datagram at the next call, whoever that is for: what goes
+        to a living peer must not be lost because another one is dead."""
+        self.icmp_pending = True
+        self.counts["send_again"] += 1
+        try:
+            self._send(address, data, segment_size)
         except OSError as error:
             self._on_send_error(error, address, data, segment_size)
 

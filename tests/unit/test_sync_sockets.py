@@ -95,6 +95,27 @@ def test_icmp_error_names_the_address_where_nobody_listens() -> None:
         assert not ours.icmp_pending
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_dead_peer_costs_a_living_one_no_datagram(host: str) -> None:
+    with two_links(host) as (ours, theirs), two_links(host) as (dead, _):
+        dead.close()
+        received = bytearray()
+        for number in range(5):
+            ours.send(dead.local, b"anybody there?", 0)
+            ours.send(theirs.local, bytes([number]), 0)
+        ours.send(dead.local, b"anybody there?", 0)
+        ours.send(theirs.local, bytes(2000), 1000)
+
+        def all_here() -> bool:
+            theirs.read(lambda _link, _source, data, _size: received.extend(data))
+            return len(received) >= 2005
+
+        eventually(all_here)
+        assert received == bytes(range(5)) + bytes(2000)
+        assert ours.counts["send_econnrefused"] == 0
+        assert ours.icmp_pending
+
+
 def test_what_the_kernel_does_not_take_is_counted_and_does_not_raise() -> None:
     with two_links("127.0.0.1") as (ours, theirs):
         ours.send(theirs.local, bytes(65508), 0)
