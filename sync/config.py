@@ -131,9 +131,9 @@ class RingConfig:
             damping_max=max(2.0, 20 * budget),
         )
 
-    def serving(self, members: int) -> bool:
-        """May a view of so many members serve under the partition policy?"""
-        return self.policy is not Policy.MAJORITY or 2 * members > len(self.peers) + 1
+    def serving(self, members: int, eligible: int) -> bool:
+        """May a view of so many eligible members, of so many that there are, serve under the partition policy?"""
+        return self.policy is not Policy.MAJORITY or 2 * members > eligible
 
     def _check_identity(self) -> None:
         if not 1 <= self.node <= 255:

@@ -96,7 +96,7 @@ class Lock:
         return held.valid_until if held is not None else 0.0
 
     def on_lost(self, callback: Callable[[], None]) -> None:
-        """Call once if the lock ends without our release."""
+        """Call once if the lock, which is held now, ends without our release."""
         self._coordinator.on_lock_lost(self._ticket, callback)
 
     async def __aenter__(self) -> Self:
@@ -139,7 +139,7 @@ class Election:
         await self._lock.release()
 
     def on_deposed(self, callback: Callable[[], None]) -> None:
-        """Call once if the leadership ends without our resignation."""
+        """Call once if the leadership, which is held now, ends without our resignation."""
         self._lock.on_lost(callback)
 
 

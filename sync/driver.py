@@ -177,7 +177,10 @@ class Ring(EventStream, Coordination):
         return self.view.members if self.view is not None else ()
 
     def set_peers(self, peers: Mapping[int, PeerConfig]) -> None:
-        """Replace the eligible members."""
+        """Replace the eligible members: who is struck off leaves in order, who is new may join at once.
+
+        Give all members the same list within a short time: one that still has somebody on its list lets it in again.
+        """
         self._step(Eligible(dict(peers)))
 
     def set_critical_resource(self, available: bool) -> None:
@@ -349,6 +352,7 @@ class Ring(EventStream, Coordination):
     def _has_left(self, effect: Left) -> None:
         self.view = None
         self.shared.on_left()
+        self._call_all(self._on_left, effect)
         self._take_shared()
         self._left.set()
         self._publish(effect)

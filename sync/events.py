@@ -301,7 +301,10 @@ class TokenVisit(NamedTuple):
 
 
 class Left(NamedTuple):
-    """The node is out of the ring: it left, was shut out, or was asked to go; in the last case it asks to be let in."""
+    """The node is out of the ring: it left, was shut out, or was asked to go (``struck_off``: the others have it no
+    more among the eligible); in the last case it asks to be let in."""
+
+    struck_off: bool = False
 
 
 class Trace(NamedTuple):

@@ -349,7 +349,7 @@ class Node:
             ring.trace(reason, 0)
         ring.withdraw()
         self._admission.leave()
-        ring.effects.append(Left())
+        ring.effects.append(Left(struck_off=not self._absent))
         if not self._absent:
             self._come_back()
 

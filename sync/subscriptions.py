@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .events import Deliver, PeerMessage, TokenVisit, Trace, View
+from .events import Deliver, Left, PeerMessage, TokenVisit, Trace, View
 from .shared import Replaced
 
 log = logging.getLogger("sync")
@@ -23,6 +23,7 @@ class Subscriptions:
         self._on_peer: dict[int, list[Callable[[PeerMessage], None]]] = {}
         self._on_view: list[Callable[[View], None]] = []
         self._on_token: list[Callable[[TokenVisit], None]] = []
+        self._on_left: list[Callable[[Left], None]] = []
         self._on_replaced: list[Callable[[Replaced], None]] = []
         self._on_complete: list[Callable[[bool], None]] = []
         self._on_queues: list[Callable[[set[str]], None]] = []
@@ -43,6 +44,10 @@ class Subscriptions:
     def on_token(self, callback: Callable[[TokenVisit], None]) -> None:
         """Call whenever the token has been passed on."""
         self._on_token.append(callback)
+
+    def on_left(self, callback: Callable[[Left], None]) -> None:
+        """Call when this node is out of the ring."""
+        self._on_left.append(callback)
 
     def on_replaced(self, callback: Callable[[Replaced], None]) -> None:
         """Call when this node's shared data were replaced after a merge: what it wrote meanwhile may be gone."""

@@ -291,6 +291,7 @@ class Circulation(Holding):
         self.weigh(token)
         self._expel(token)
         self._invite(now, token)
+        self._reconsider(token)
         if token.hop >= token.quiet_until and not self.awaiting_view:
             self._load(token)
         own = token.member(self.local)

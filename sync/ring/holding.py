@@ -6,7 +6,7 @@ Thesis section 3.5 (pseudo-code event 6), with the changes described in docs/pro
 
 from __future__ import annotations
 
-from sync.config import TOKEN_BYTES_MAX, Mode, RingConfig
+from sync.config import TOKEN_BYTES_MAX, Mode, Policy, RingConfig
 from sync.events import Order, Reason
 from sync.ring.delivery import Link
 from sync.ring.discovery import Discovery
@@ -73,6 +73,21 @@ class Holding(Leases):
         if invited:
             self.propose()
 
+    def _reconsider(self, token: Token) -> None:
+        """Whether a majority is present depends on how many are eligible: when that has changed, the first member says
+        anew whether the group serves. One alone does, as the members' lists may differ for a while."""
+        view = self.view
+        if self.config.policy is not Policy.MAJORITY or view is None or self.awaiting_view:
+            return
+        if token.members[0].id == self.local and not self.stream.pending_views() and view.serving != self._may_serve():
+            self.propose()
+
+    def _may_serve(self) -> bool:
+        """Under the partition policy, by this node's list: members that are not on it count for nothing."""
+        assert self.token is not None
+        counted = sum(member.id in self.eligible or member.id == self.local for member in self.token.members)
+        return self.config.serving(counted, len(self.eligible) + 1)
+
     def _load(self, token: Token) -> None:
         if not self.outbox:
             return
@@ -106,7 +121,7 @@ class Holding(Leases):
         token = self.token
         assert token is not None
         token.view_number = max(token.view_number, self.view_number)
-        parcel = token.propose(self.local, self._order, self.config.serving(len(token.members)))
+        parcel = token.propose(self.local, self._order, self._may_serve())
         self.trace(Reason.VIEW_PROPOSED, 0, token)
         self._take([parcel])
 

@@ -85,6 +85,58 @@ async def test_a_node_that_was_shut_out_for_a_while_goes_on_telling_and_can_leav
         assert kinds[-2:] == [View, Left]
 
 
+async def test_members_are_struck_off_and_named_again_while_the_ring_runs() -> None:
+    """And a majority is one of those that are named."""
+
+    def name(*named: Ring) -> None:
+        for ring in named:
+            ring.set_peers({other.config.node: peers[other.config.node] for other in named if other is not ring})
+
+    async with formed(4, policy=Policy.MAJORITY) as rings:
+        # Every ring has one link, so whoever reaches a node does it over the same path.
+        peers = {**rings[0].config.peers, 1: rings[1].config.peers[1]}
+        told: list[tuple[int, Left]] = []
+        for ring in rings:
+            ring.on_left(lambda left, node=ring.config.node: told.append((node, left)))  # type: ignore[misc]
+        name(*rings[:2])
+        await until(lambda: all(ring.view and ring.view.members in ((1, 2), (2, 1)) and ring.view.serving
+                                for ring in rings[:2]))  # fmt: skip
+        await until(lambda: {node for node, _ in told} == {3, 4})
+        assert all(left.struck_off for _, left in told)
+        assert sum(ring.stats()["peer_unreachable"] for ring in rings[:2]) == 0, "they went by themselves"
+        assert await rings[0].data.put("x", b"1") > 0
+        name(*rings[:3])
+        await until(lambda: all(set(ring.members) == {1, 2, 3} and ring.data.complete for ring in rings[:3]))
+        assert rings[2].data.get("x") == b"1"
+        name(*rings)
+        await until(lambda: all(len(ring.members) == 4 and ring.data.complete for ring in rings))
+        await rings[3].leave()
+        await until(lambda: set(rings[0].members) == {1, 2, 3})
+        assert told[-1] == (4, Left(struck_off=False))
+
+
+async def test_when_the_leader_dies_the_next_leads_and_one_that_was_away_learns_that_it_leads_no_more() -> None:
+    async with formed(3, policy=Policy.CRITICAL) as rings:
+        elections = {ring.config.node: ring.election("chief") for ring in rings}
+        deposed: list[int] = []
+        terms = [await elections[1].campaign()]
+        waiting = {node: asyncio.create_task(elections[node].campaign()) for node in (2, 3)}
+        await until(lambda: all(ring.shared.requests and ring.election("chief").leader == 1 for ring in rings[1:]))
+        rings[0].close()
+        (done,), _ = await asyncio.wait(waiting.values(), timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        leader = next(node for node, task in waiting.items() if task is done)
+        heir = 5 - leader
+        elections[leader].on_deposed(lambda: deposed.append(leader))
+        await until(lambda: elections[heir].leader == leader and elections[leader].leading)
+        rings[leader - 1].set_critical_resource(False)
+        terms += [done.result(), await asyncio.wait_for(waiting[heir], 20)]
+        rings[leader - 1].set_critical_resource(True)
+        await until(lambda: elections[leader].leader == heir and deposed == [leader])
+        assert not elections[leader].leading
+        assert elections[heir].leading
+        assert terms == sorted(set(terms)), "a term grows from leader to leader"
+
+
 async def test_messages_come_in_one_order_at_all() -> None:
     async with formed(3) as rings:
         seen: list[list[tuple[int, bytes]]] = [[], [], []]

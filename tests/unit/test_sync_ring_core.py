@@ -328,4 +328,4 @@ def test_timers_follow_from_one_number() -> None:
 
 def test_majority_needs_more_than_half() -> None:
     config = RingConfig(node=1, peers={2: PEER, 3: PEER, 4: PEER}, policy=Policy.MAJORITY)
-    assert [config.serving(members) for members in (1, 2, 3, 4)] == [False, False, True, True]
+    assert [config.serving(members, 4) for members in (1, 2, 3, 4)] == [False, False, True, True]
