@@ -81,6 +81,17 @@ def place(lab: Lab, wanted: Mapping[str, str]) -> None:
     eventually(placed, SETTLE_S, f"the VIPs are at {wanted}")
 
 
+def last_event(lab: Lab, node: str) -> int:
+    """The number of the newest line in a gateway's journal."""
+    return max((row["id"] for row in lab.api(node, "GET", "/v1/events?limit=1")), default=0)
+
+
+def moves(lab: Lab, node: str, after: int) -> set[tuple[str, str]]:
+    """(VIP, why it moved) of what a gateway has noted since that line of its journal."""
+    rows = lab.api(node, "GET", f"/v1/events?after={after}&limit=1000")
+    return {(row["subject"], row["why"]) for row in rows if row["kind"] == "vip.moved"}
+
+
 def settle(lab: Lab) -> None:
     """Until all gateways of the lab form one group, serve, and hold every VIP among them."""
     names = [gateway.name for gateway in lab.gateways]

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Four gateways on two switches, one ring link on each: a switch dies, and with it half of the gateways' data links."""
 
+from contextlib import ExitStack
+from functools import partial
+
 import pytest
 from netlab import cluster, faults
 from netlab.lab import Lab, LabMaker
@@ -11,10 +14,12 @@ from scenarios.clients import GAP_MS_MAX, answered, asking, assert_one_owner_eac
 
 AT = {"sw1": ("gw1", "gw3"), "sw2": ("gw2", "gw4")}
 # The clients and the backends are at the other one.
-DYING = "sw2"
+DYING, LEFT = "sw2", "sw1"
+# Whose journal is read.
+WITNESS = AT[LEFT][0]
+# Why an address may move that need not: on a machine busy enough, a gateway that is late for the ring.
+FALSE_ALARM = {"owner_left"}
 PUSHED_CONNECTIONS = 20
-# The rest of the lab has the processors too; a gateway that did not move misses next to nothing.
-UNDISTURBED_MS = 500.0
 
 
 @pytest.fixture(scope="module")
@@ -24,40 +29,46 @@ def lab(make_lab: LabMaker) -> Lab:
     return made
 
 
-def at(lab: Lab, switch: str) -> dict[str, str]:
-    """The VIPs of the outside at one gateway of a switch, those of the inside at the other one: VIP → gateway."""
-    sides = zip(("outside", "inside"), AT[switch], strict=True)
-    return {lab.topology.vip(family, segment): gateway for segment, gateway in sides for family in FAMILIES}
+def on(lab: Lab, segment: str) -> list[str]:
+    return [lab.topology.vip(family, segment) for family in FAMILIES]
 
 
-@pytest.mark.parametrize("switch", AT)
-def test_a_switch_dies_and_nothing_moves_that_need_not(whole: Lab, switch: str) -> None:
-    """No gateway leaves the ring: the link at the other switch is left. Those that lost their data links hand over."""
-    lab, vips = whole, [whole.topology.vip(family) for family in FAMILIES]
-    before, must_move = at(lab, switch), switch == DYING
-    cluster.place(lab, before)
-    with (
-        lab.traffic("push_watch", vips[0], "--count", PUSHED_CONNECTIONS) as pushed4,
-        lab.traffic("push_watch", vips[1], "--count", PUSHED_CONNECTIONS) as pushed6,
-        lab.traffic("udp_probe", vips[0]) as probe,
-        lab.traffic("claims", "eth0", *vips, *asking(lab)) as claims,
-    ):
-        eventually(lambda: lab.established("client") >= 2 * PUSHED_CONNECTIONS, what="the connections are open")
+def test_a_switch_dies_and_nothing_moves_that_need_not(whole: Lab) -> None:
+    """Each gateway still has its ring link at the other switch. Those without data links hand over in order, addresses
+    and what they had a share of; the others keep theirs, and nobody gets anything back just because it returns."""
+    lab, must_move, stay = whole, on(whole, "outside"), on(whole, "inside")
+    placed = dict.fromkeys(must_move, AT[DYING][0]) | dict.fromkeys(stay, WITNESS)
+    cluster.place(lab, placed)
+    # Through both VIPs of a family, by translation; and merely routed, which all four gateways share.
+    servers = [*must_move, lab.topology.node("b1").address("inside", 4)]
+    with ExitStack() as stack:
+        probe = stack.enter_context(lab.traffic("udp_probe", must_move[0]))
+        claims = stack.enter_context(lab.traffic("claims", "eth0", *must_move, *asking(lab)))
+        pushed = [stack.enter_context(lab.traffic("push_watch", to, "--count", PUSHED_CONNECTIONS)) for to in servers]
+        expected = len(servers) * PUSHED_CONNECTIONS
+        eventually(lambda: lab.established("client") >= expected, what="the connections are open")
+        dies = cluster.last_event(lab, WITNESS)
         faults.set_switch(lab, DYING, up=False)
         for name in AT[DYING]:
-            out = f"{name} is out of service"
-            eventually(lambda name=name: cluster.state_of(lab, name, "gw1") == "out_of_service", what=out)  # type: ignore[misc]
-        cluster.wait_for_owners(lab, AT["sw1"], but=AT[DYING])
+            eventually(partial(is_out, lab, name), what=f"{name} is out of service")
+        cluster.wait_for_owners(lab, AT[LEFT], but=AT[DYING])
         assert eventually(lambda: answered(lab, 60), 10)
-        after = cluster.owners(lab, but=AT[DYING])
-        assert all(cluster.members(lab, gateway.name) == {"gw1", "gw2", "gw3", "gw4"} for gateway in lab.gateways)
+        cluster.wait_for_members(lab, [gateway.name for gateway in lab.gateways])
+        moved, returns = cluster.moves(lab, WITNESS, dies), cluster.last_event(lab, WITNESS)
         faults.heal(lab)
         cluster.settle(lab)
-    assert (after == before) is not must_move, f"{before} became {after}"
-    assert cluster.owners(lab) == after, "who returns takes nothing away"
-    for pushed in (pushed4, pushed6):
-        assert (pushed.report["failed"], pushed.report["lost_connections"]) == (0, 0), pushed.report
-    assert probe.report["gap_ms"] < (GAP_MS_MAX if must_move else UNDISTURBED_MS), probe.report
-    for vip in vips:
-        assert len(claims.report[vip]) == 1 + must_move, claims.report[vip]
+    assert {(vip, "link_down") for vip in must_move} <= moved
+    assert {why for vip, why in moved if vip in stay} <= FALSE_ALARM, moved
+    assert {why for _, why in cluster.moves(lab, WITNESS, returns)} <= FALSE_ALARM
+    for each in pushed:
+        assert (each.report["failed"], each.report["lost_connections"]) == (0, 0), each.report
+    assert probe.report["answered_at_end"], probe.report
+    assert probe.report["gap_ms"] < GAP_MS_MAX, probe.report
+    for vip in must_move:
+        claimants = [run["mac"] for run in claims.report[vip]]
+        assert len(claimants) == len(set(claimants)) > 1, claims.report[vip]
     assert_one_owner_each(lab)
+
+
+def is_out(lab: Lab, node: str) -> bool:
+    return cluster.state_of(lab, node, asked=WITNESS) == "out_of_service"
