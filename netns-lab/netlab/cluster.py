@@ -14,6 +14,11 @@ from netlab.waiting import eventually
 SETTLE_S = 20.0
 
 
+def others(lab: Lab, *names: str) -> list[str]:
+    """The gateways but these."""
+    return [gateway.name for gateway in lab.gateways if gateway.name not in names]
+
+
 def reachable(lab: Lab, path: str, but: Iterable[str] = ()) -> Any:
     """The answer of the first gateway whose daemon answers. `but`: gateways not to ask."""
     problems = []
@@ -40,10 +45,15 @@ def owner(lab: Lab, vip: str, but: Iterable[str] = ()) -> str:
     return name
 
 
+def view(lab: Lab, node: str) -> tuple[int, set[str]]:
+    """Number and gateways of the view that `node` has committed; (0, nobody) before the first."""
+    seen = lab.api(node, "GET", "/v1/status")["view"]
+    return (int(seen["number"]), set(seen["members"])) if seen else (0, set())
+
+
 def members(lab: Lab, node: str) -> set[str]:
     """Gateways in the view that `node` has committed."""
-    view = lab.api(node, "GET", "/v1/status")["view"]
-    return set(view["members"]) if view else set()
+    return view(lab, node)[1]
 
 
 def wait_for_members(lab: Lab, names: Iterable[str], seconds: float = SETTLE_S) -> None:

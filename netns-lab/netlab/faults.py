@@ -63,6 +63,14 @@ def signal_daemon(lab: Lab, node: str, fault: str) -> None:
         remember(lab, f"{fault} {node}")
 
 
+def power_off(lab: Lab, node: str) -> None:
+    """A gateway's host is gone at once, with all its kernel knew: what it has on disk is left. `cluster.revive`
+    switches it on again."""
+    set_links(lab, node, up=False)
+    signal_daemon(lab, node, "kill")
+    lab.run(node, services.removal_command(lab.directory, lab.topology.node(node)))
+
+
 def start_with_clock_ahead(lab: Lab, node: str, seconds: int) -> None:
     """Start the daemon of a gateway whose wall clock is that far ahead of everybody else's."""
     library = lab.directory / "wall_clock.so"

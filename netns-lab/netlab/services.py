@@ -103,6 +103,11 @@ def daemon_command(directory: Path, node: Node) -> list[str]:
     return [str(SCRIPTS / "lbd"), "--config", str(directory / node.name / "node.toml")]
 
 
+def removal_command(directory: Path, node: Node) -> list[str]:
+    """Takes out of a gateway's kernel whatever a daemon has put there."""
+    return [*daemon_command(directory, node), "--remove"]
+
+
 def commands(directory: Path, topology: Topology) -> dict[str, tuple[Node, list[str]]]:
     """ "node/service" → what to run there, the gateways' daemon excepted."""
     wanted: dict[str, tuple[Node, list[str]]] = {}

@@ -19,6 +19,7 @@ table inet firewall {
     ct state established,related accept
     meta l4proto ipv6-icmp accept
     ip saddr 10.0.1.0/24 tcp flags syn / fin,syn,rst,ack ct state new counter name opened accept
+    ip6 saddr fd00:1::/64 tcp flags syn / fin,syn,rst,ack ct state new counter name opened accept
   }
 }
 """

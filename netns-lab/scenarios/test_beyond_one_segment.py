@@ -19,8 +19,6 @@ from netlab.topology import (
 )
 from netlab.waiting import eventually
 
-from scenarios.clients import others
-
 GATEWAYS = ("gw1", "gw2", "gw3")
 CONNECTIONS = 60
 DOWNLOADS = 10
@@ -124,7 +122,7 @@ def test_a_gateway_dies_and_its_connections_go_on_through_the_others(lab: Lab) -
         victim = busiest(lab, "nat4", GATEWAYS)
         before = told(lab, victim, READINESS)
         faults.set_links(lab, victim, up=False)
-        wait_for_routes(lab, others(lab, victim))
+        wait_for_routes(lab, cluster.others(lab, victim))
         report = downloads.wait()
     assert (report["complete"], report["failed"]) == (DOWNLOADS, 0), report
     faults.heal(lab)
@@ -144,8 +142,8 @@ def test_a_drained_gateway_loses_its_traffic_before_it_loses_a_packet(lab: Lab) 
     with lab.traffic("udp_probe", ROUTED_VIPS[4]) as probe:
         victim = busiest(lab, "echo4", GATEWAYS)
         lab.api("gw1", "POST", f"/v1/nodes/{victim}/drain")
-        wait_for_routes(lab, others(lab, victim))
-        assert busiest(lab, "echo4", others(lab, victim))
+        wait_for_routes(lab, cluster.others(lab, victim))
+        assert busiest(lab, "echo4", cluster.others(lab, victim))
         lab.api("gw1", "POST", f"/v1/nodes/{victim}/undrain")
         wait_for_routes(lab, GATEWAYS)
     assert probe.report["lost"] == 0, probe.report
@@ -155,7 +153,7 @@ def test_a_gateway_that_is_taken_out_goes_on_serving_until_nobody_comes(lab: Lab
     with lab.traffic("udp_probe", ROUTED_VIPS[4]) as probe:
         victim = busiest(lab, "echo4", GATEWAYS)
         lab.api(victim, "POST", "/v1/detach", {"confirm": True})
-        wait_for_routes(lab, others(lab, victim))
+        wait_for_routes(lab, cluster.others(lab, victim))
         eventually(lambda: not lab.daemon(victim).alive(), what=f"the daemon of {victim} has ended")
     assert probe.report["lost"] == 0, probe.report
 
@@ -164,7 +162,7 @@ def test_a_killed_daemon_keeps_its_routes_for_the_next_one(lab: Lab) -> None:
     with lab.traffic("udp_probe", ROUTED_VIPS[4]) as probe:
         victim = busiest(lab, "echo4", GATEWAYS)
         faults.signal_daemon(lab, victim, "kill")
-        cluster.wait_for_members(lab, others(lab, victim))
+        cluster.wait_for_members(lab, cluster.others(lab, victim))
         assert spread_over(lab) == set(GATEWAYS), "the dead daemon's packet path goes on"
         lab.start_daemon(victim)
         cluster.settle(lab)

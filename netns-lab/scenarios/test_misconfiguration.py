@@ -18,7 +18,8 @@ from netlab.lab import Argument, Lab
 from netlab.topology import FAMILIES, HTTP_PORT, RING_PORT
 from netlab.waiting import eventually
 
-from scenarios.clients import answered, asking, others
+from scenarios.clients import answered
+from scenarios.on_the_wire import asking
 from sync.transport.wire import VERSION
 
 WRONG = "gw3"
@@ -32,7 +33,7 @@ PREFIX = {4: "/24", 6: "/64"}
 @pytest.fixture
 def rest(lab: Lab) -> Iterator[Lab]:
     """The cluster without the one that is to come with a mistake; it is gone, and set right, after the test."""
-    present = others(lab, WRONG)
+    present = cluster.others(lab, WRONG)
     end(lab)
     cluster.wait_for_members(lab, present)
     cluster.wait_for_owners(lab, present, but=[WRONG])
@@ -131,7 +132,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("what", MISTAKES)
 def test_a_gateway_with_a_mistake_harms_nobody_and_all_are_told_why(rest: Lab, what: str) -> None:
-    lab, mistake, asked = rest, MISTAKES[what], others(rest, WRONG)[0]
+    lab, mistake, asked = rest, MISTAKES[what], cluster.others(rest, WRONG)[0]
     vip, path = lab.topology.vip(4), lab.directory / WRONG / "node.toml"
     path.write_text(mistake.change(lab, path.read_text()))
     fresh: list[Argument] = ["--connections", 0, "--concurrency", 4, "--pause", 0.02]
@@ -142,7 +143,7 @@ def test_a_gateway_with_a_mistake_harms_nobody_and_all_are_told_why(rest: Lab, w
         mistake.start(lab)
         eventually(partial(names, lab, asked, mistake), 15, f"{asked} says what is wrong")
         if mistake.stays_out:
-            assert cluster.members(lab, asked) == set(others(lab, WRONG))
+            assert cluster.members(lab, asked) == set(cluster.others(lab, WRONG))
             for node, other in ((asked, WRONG), (WRONG, asked)):
                 eventually(partial(is_told_of, lab, node, other), 15, f"{node} says what is wrong with {other}")
         else:
@@ -154,7 +155,7 @@ def test_a_gateway_with_a_mistake_harms_nobody_and_all_are_told_why(rest: Lab, w
 
 
 def test_it_serves_once_all_others_are_gone_and_gives_way_when_they_are_back(rest: Lab) -> None:
-    lab, mistake, rightful = rest, MISTAKES["another key"], others(rest, WRONG)
+    lab, mistake, rightful = rest, MISTAKES["another key"], cluster.others(rest, WRONG)
     path = lab.directory / WRONG / "node.toml"
     path.write_text(mistake.change(lab, path.read_text()))
     mistake.start(lab)
@@ -175,7 +176,7 @@ def test_it_serves_once_all_others_are_gone_and_gives_way_when_they_are_back(res
 
 def held_by(lab: Lab, asked: str) -> set[str | None]:
     """Who holds the VIPs as this gateway sees it."""
-    return set(cluster.owners(lab, but=others(lab, asked)).values())
+    return set(cluster.owners(lab, but=cluster.others(lab, asked)).values())
 
 
 def only_these_answer(lab: Lab, names: list[str]) -> bool:
@@ -225,7 +226,7 @@ def test_a_vip_that_is_a_gateways_own_address_is_refused(configured: tuple[Lab, 
     """From any gateway, be it one of the ring or not, of this gateway or of another."""
     lab, path = configured
     right = path.read_text()
-    for segment, version in (("outside", 4), ("inside", 6)):
+    for segment, version in zip(("outside", "inside"), FAMILIES, strict=True):
         own = lab.topology.node("gw1").address(segment, version)
         path.write_text(f'{right}\n[[vip]]\naddress = "{own}{PREFIX[version]}"\nsegment = "{segment}"\n')
         for asked in ("gw1", "gw3"):
@@ -309,7 +310,7 @@ def years_ahead(whole: Lab) -> Iterator[Lab]:
     """One gateway, the one that plans, is restarted with a clock that is years ahead."""
     lab = whole
     faults.signal_daemon(lab, CLOCK_AHEAD, "kill")
-    cluster.wait_for_members(lab, others(lab, CLOCK_AHEAD))
+    cluster.wait_for_members(lab, cluster.others(lab, CLOCK_AHEAD))
     faults.start_with_clock_ahead(lab, CLOCK_AHEAD, AHEAD_S)
     cluster.settle(lab)
     yield lab
@@ -324,7 +325,7 @@ def test_an_owner_dies_while_clocks_are_years_apart(years_ahead: Lab) -> None:
     began = time.time()
     with lab.traffic("push_watch", vip, "--count", 20) as pushed, lab.traffic("claims", "eth0", vip) as claims:
         faults.signal_daemon(lab, victim, "kill")
-        cluster.wait_for_owners(lab, others(lab, victim), but=[victim])
+        cluster.wait_for_owners(lab, cluster.others(lab, victim), but=[victim])
         assert eventually(lambda: answered(lab, 100), 10)
     assert (pushed.report["failed"], pushed.report["lost_connections"]) == (0, 0), pushed.report
     claimants = [run["mac"] for run in claims.report[vip]]

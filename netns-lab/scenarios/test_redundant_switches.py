@@ -10,7 +10,8 @@ from netlab.lab import Lab, LabMaker
 from netlab.topology import FAMILIES
 from netlab.waiting import eventually
 
-from scenarios.clients import GAP_MS_MAX, answered, asking, assert_one_owner_each
+from scenarios.clients import GAP_MS_MAX, answered
+from scenarios.on_the_wire import asking, assert_one_owner_each
 
 AT = {"sw1": ("gw1", "gw3"), "sw2": ("gw2", "gw4")}
 # The clients and the backends are at the other one.

@@ -2,15 +2,19 @@
 """The connection table is on every gateway: the proof is what happens to clients where it is not."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 from netlab import cluster, faults, gateway_files
 from netlab.lab import Argument, Lab, LabMaker
-from netlab.topology import HTTP_PORT
+from netlab.topology import FAMILIES, HTTP_PORT, Family
 from netlab.waiting import eventually
 
-HELD_CONNECTIONS = 120
+from scenarios.clients import owner_of_all
+
+# Of each family.
+HELD_CONNECTIONS = 60
 
 
 @pytest.fixture(scope="module", params=["established", "none"])
@@ -30,30 +34,34 @@ def lab(request: pytest.FixtureRequest, make_lab: LabMaker) -> Iterator[tuple[La
 def test_a_backend_set_changes_and_then_the_gateway_dies(lab: tuple[Lab, bool]) -> None:
     """Connections that today's table would send elsewhere stay on their backends, thanks to the replicated one."""
     three, replicated = lab
-    vip = three.topology.vip(4)
-    victim = cluster.owner(three, vip)
-    survivors = [gateway.name for gateway in three.gateways if gateway.name != victim]
+    victim = owner_of_all(three)
+    survivors = cluster.others(three, victim)
     options: list[Argument] = ["--connections", HELD_CONNECTIONS, "--concurrency", HELD_CONNECTIONS, "--requests", 0]
-    with three.traffic("http_load", vip, HTTP_PORT, *options, "--interval", 0.1) as held:
-        eventually(lambda: open_connections(three, "b1") + open_connections(three, "b2") >= HELD_CONNECTIONS // 3)
-        on_drained = eventually(lambda: open_connections(three, "b1"))
-        three.api(survivors[0], "POST", "/v1/backends/http4/b1/drain")
+    with ExitStack() as stack:
+        held = {
+            family: stack.enter_context(
+                three.traffic("http_load", three.topology.vip(family), HTTP_PORT, *options, "--interval", 0.1)
+            )
+            for family in FAMILIES
+        }
+        eventually(lambda: three.established("client", f"dport = :{HTTP_PORT}") >= len(FAMILIES) * HELD_CONNECTIONS)
+        on_drained = eventually(lambda: three.established("b1", f"sport = :{HTTP_PORT}"))
+        for family in FAMILIES:
+            three.api(survivors[0], "POST", f"/v1/backends/http{family}/b1/drain")
         faults.set_links(three, victim, up=False)
         cluster.wait_for_owners(three, survivors, but=[victim])
-        assert eventually(lambda: serves(three), 10)
-    report = held.report
-    assert report["connections"] == HELD_CONNECTIONS
-    if replicated:
-        assert (report["failed"], report["lost_connections"]) == (0, 0), report
-    else:
+        assert eventually(lambda: all(serves(three, family) for family in FAMILIES), 10)
+    for family in FAMILIES:
+        report = held[family].report
+        assert report["connections"] == HELD_CONNECTIONS
+        if replicated:
+            assert (report["failed"], report["lost_connections"]) == (0, 0), f"IPv{family}: {report}"
+    if not replicated:
         # A gateway still knows its own: what breaks is the dead one's share, about a third.
-        assert report["lost_connections"] >= on_drained // 8, f"nothing broke without replication: {report}"
+        lost = sum(traffic.report["lost_connections"] for traffic in held.values())
+        assert lost >= on_drained // 8, f"nothing broke without replication: {[each.report for each in held.values()]}"
 
 
-def serves(lab: Lab) -> bool:
-    report = lab.measure("http_load", lab.topology.vip(4), HTTP_PORT, "--connections", 100, "--timeout", 5)
+def serves(lab: Lab, family: Family) -> bool:
+    report = lab.measure("http_load", lab.topology.vip(family), HTTP_PORT, "--connections", 100, "--timeout", 5)
     return bool(report["failed"] == 0 and "b1" not in report["backends"])
-
-
-def open_connections(lab: Lab, backend: str) -> int:
-    return lab.established(backend, f"sport = :{HTTP_PORT}")

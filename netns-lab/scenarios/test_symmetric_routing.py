@@ -10,7 +10,6 @@ from netlab.lab import Argument, Lab, LabMaker
 from netlab.topology import FAMILIES, HTTP_PORT, LOCAL_HTTP_PORT, Family
 from netlab.waiting import eventually
 
-from scenarios.clients import others
 from scenarios.firewall import PORT, drop_firewalls, moving, opened, raise_firewalls
 
 CONNECTIONS = 600
@@ -25,9 +24,10 @@ def lab(make_lab: LabMaker) -> Lab:
     return made
 
 
-def test_every_connection_passes_a_stateful_firewall_and_all_gateways_share(lab: Lab) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_connection_passes_a_stateful_firewall_and_all_gateways_share(lab: Lab, family: Family) -> None:
     before = opened(lab)
-    backend = lab.topology.node("b1").address("inside", 4)
+    backend = lab.topology.node("b1").address("inside", family)
     report = lab.measure("http_load", backend, PORT, "--connections", CONNECTIONS, "--concurrency", 32)
     assert (report["failed"], report["requests"]) == (0, CONNECTIONS), report
     begun = {name: count - before[name] for name, count in opened(lab).items()}
@@ -72,7 +72,7 @@ def test_a_local_service_is_served_by_all_and_its_connections_stay_when_the_addr
         with lab.traffic("downloads", vip, LOCAL_HTTP_PORT, *download_options(lab, "2m", 2 << 20)) as downloads:
             eventually(lambda: moving(lab, 8, LOCAL_HTTP_PORT))
             before = cluster.owner(lab, vip)
-            after = others(lab, before)[0]
+            after = cluster.others(lab, before)[0]
             lab.api("gw1", "POST", f"/v1/vips/{vip}/move", {"node": after})
             eventually(lambda: cluster.owner(lab, vip) == after)
             downloaded = downloads.wait()

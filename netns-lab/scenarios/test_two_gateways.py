@@ -25,7 +25,8 @@ from netlab.topology import (
 from netlab.traffic_run import Traffic
 from netlab.waiting import eventually
 
-from scenarios.clients import GAP_MS_MAX, answered, assert_one_owner_each
+from scenarios.clients import GAP_MS_MAX, answered
+from scenarios.on_the_wire import assert_one_owner_each
 
 ENCRYPTED: dict[str, Scalar] = {"encrypt": True}
 PUSHED_CONNECTIONS = 10

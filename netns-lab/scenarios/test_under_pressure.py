@@ -2,6 +2,7 @@
 """What happens to a cluster while much is asked of it: a join among 100,000 connections, floods during a takeover."""
 
 import time
+from collections import Counter
 from contextlib import ExitStack
 
 import pytest
@@ -10,7 +11,7 @@ from netlab.lab import Argument, Lab
 from netlab.topology import HTTP_PORT, RING_PORT
 from netlab.waiting import eventually
 
-from scenarios.clients import answered, drop_flood, others
+from scenarios.clients import answered, drop_flood
 
 CONNECTIONS = 100_000
 HELD_CONNECTIONS = 100
@@ -19,6 +20,9 @@ FLOOD_SYNS = 1_000_000
 FORGERS = {"client": "outside", "b1": "inside"}
 FORGED_PER_S = 2_500
 JOIN_S_MAX = 40.0
+# While a table travels the token comes round dozens of times a second.
+TURNS_MIN = 20
+LATE_SHARE_MAX = 0.1
 
 
 def losses(lab: Lab, node: str, since: float) -> list[str]:
@@ -31,42 +35,50 @@ def losses(lab: Lab, node: str, since: float) -> list[str]:
     ]
 
 
-def joined_at(lab: Lab, node: str, member: str, since: float) -> float:
-    """When a member came into the ring, as a gateway has noted it (Unix seconds)."""
-    return min(
-        float(event["time"])
-        for event in lab.api(node, "GET", "/v1/events?limit=500")
-        if event["kind"] == "view.changed"
-        and event["time"] >= since
-        and member in event["message"].partition("joined:")[2]
-    )
+def turns(lab: Lab, node: str) -> Counter[str]:
+    """How often the token has come round to a gateway, by the bounds of the time it took (seconds), and `all`."""
+    prefix = "rainlb_token_turn_seconds_bucket"
+    lines = [line for line in lab.lbctl(node, "metrics").stdout.splitlines() if line.startswith(prefix)]
+    counts = {line.split('"')[1]: int(float(line.rpartition(" ")[2])) for line in lines}
+    return Counter({"all": counts.pop("+Inf"), **counts})
+
+
+def assert_token_on_time(taken: Counter[str]) -> None:
+    """The benchmark holds the single turn against the detection budget; here other tests share the processors."""
+    late, halted = taken["all"] - taken["0.25"], taken["all"] - taken["1"]
+    assert taken["all"] > TURNS_MIN, taken
+    assert (late <= LATE_SHARE_MAX * taken["all"], halted) == (True, 0), taken
 
 
 def test_a_gateway_joins_among_a_hundred_thousand_connections(whole: Lab) -> None:
     joiner, vip = "gw3", whole.topology.vip(4)
-    present = others(whole, joiner)
+    present = cluster.others(whole, joiner)
     faults.signal_daemon(whole, joiner, "kill")
     whole.run(joiner, ["lbd", "--config", str(whole.directory / joiner / "node.toml"), "--remove"])
     cluster.wait_for_members(whole, present)
     cluster.wait_for_owners(whole, present, but=[joiner])
     connections.make(whole, present, CONNECTIONS, vip, HTTP_PORT)
-    began, samples = time.time(), 0
+    began, views = time.time(), []
+    before = {node: turns(whole, node) for node in present}
     whole.start_daemon(joiner, wait=False)
     while (seen := cluster.state_of(whole, joiner, present[0])) != "in_service":
         # Neither an address nor a share of new connections before its table is complete.
         entitled = set(cluster.owners(whole, but=[joiner]).values()) | connections.sharing(whole, present[0])
         if cluster.state_of(whole, joiner, present[0]) == seen:
             assert joiner not in entitled, seen
-        samples += 1
+        views.append(cluster.view(whole, present[0]))
         assert time.time() < began + JOIN_S_MAX, f"{joiner} is still {seen}"
-    assert samples
     cluster.settle(whole)
     eventually(lambda: joiner in connections.sharing(whole, present[0]), 10, "the joiner has its share")
     assert connections.digest(whole, present[0])[0] >= CONNECTIONS
     eventually(lambda: connections.digest(whole, joiner) == connections.digest(whole, present[0]), 15)
-    # Nobody was taken for dead while the table travelled. (`tools.bench join` says how long the token's turns are then:
-    # here other tests share the processors.)
-    assert losses(whole, present[0], joined_at(whole, present[0], joiner, began)) == []
+    # Nobody was taken for dead while the table travelled: from the joiner's first view on they were all there, and no
+    # view came but the one that ends its joining.
+    joined = [seen for seen in (*views, cluster.view(whole, present[0])) if joiner in seen[1]]
+    assert {frozenset(members) for _, members in joined} == {frozenset((joiner, *present))}, joined
+    assert joined[-1][0] - joined[0][0] <= 1, joined
+    for node in present:
+        assert_token_on_time(turns(whole, node) - before[node])
 
 
 @pytest.mark.timeout(300)
@@ -74,7 +86,7 @@ def test_floods_during_a_takeover_change_nothing(whole: Lab) -> None:
     """A million SYNs to those who take over, forged datagrams on both links of the ring, and the owner dies."""
     vip = whole.topology.vip(4)
     victim = cluster.owner(whole, vip)
-    survivors = others(whole, victim)
+    survivors = cluster.others(whole, victim)
     for backend in whole.topology.of_role("backend"):
         whole.inside(backend.name, drop_flood)
     options: list[Argument] = ["--connections", HELD_CONNECTIONS, "--concurrency", HELD_CONNECTIONS, "--requests", 0]

@@ -4,7 +4,8 @@
     python -m netlab.traffic.claims DEVICE ADDRESS … --seconds 10
 
 Reports the claims in order, runs of the same claimant joined. Two owners show as claimants that alternate. With
---ask-ms it asks all the time, by broadcast, so that whoever thinks it owns the address answers.
+--ask-ms it asks all the time, by broadcast, so that whoever thinks it owns the address answers. The answers put right
+what this host's kernel believes; with --source-mac, and addresses that are not this host's, they do not.
 """
 
 import argparse
@@ -88,21 +89,21 @@ def question(address: str, mac: bytes, sources: Sequence[str]) -> bytes:
 
 
 class Watch:
-    def __init__(self, device: str, addresses: set[str], sources: Sequence[str]) -> None:
+    def __init__(self, device: str, addresses: set[str], sources: Sequence[str], source_mac: str = "") -> None:
         self.sources = sources
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self.socket.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, struct.pack("i", 1))
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
         self.socket.bind((device, ETH_P_ALL))
         self.socket.setblocking(False)
+        self.mac: bytes = bytes.fromhex(source_mac.replace(":", "")) or self.socket.getsockname()[4]
         self.addresses = addresses
         self.runs: dict[str, list[Run]] = {address: [] for address in addresses}
         self.stopping = False
 
     def watch(self, seconds: float | None, ask_s: float) -> None:
         end = float("inf") if seconds is None else time.monotonic() + seconds
-        mac = self.socket.getsockname()[4]
-        questions = [question(address, mac, self.sources) for address in self.addresses] if ask_s else []
+        questions = [question(address, self.mac, self.sources) for address in self.addresses] if ask_s else []
         following = time.monotonic()
         while not self.stopping and time.monotonic() < end:
             if ask_s and time.monotonic() >= following:
@@ -146,10 +147,11 @@ def main() -> None:
     parser.add_argument("addresses", nargs="+")
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--ask-ms", type=float, default=0.0, help="ask for the addresses this often")
-    parser.add_argument("--source", action="append", default=[], help="own address to ask from, one per family")
+    parser.add_argument("--source", action="append", default=[], help="address to ask from, one per family")
+    parser.add_argument("--source-mac", default="", help="link address to ask from; this device's own if not given")
     options = parser.parse_args()
     addresses = {str(ipaddress.ip_address(address)) for address in options.addresses}
-    watch = Watch(options.device, addresses, options.source)
+    watch = Watch(options.device, addresses, options.source, options.source_mac)
 
     def stop(*_: object) -> None:
         watch.stopping = True
