@@ -13,13 +13,17 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from lb import methods
 from lb.configuration import validate
 from lb.configuration.fields import IpAddress
+from lb.configuration.gateway_addresses import clashes, ring_addresses
 from lb.configuration.model import ClusterConfig
 from lb.configuration.node import NodeConfig
+from lb.configuration.reload import needs_restart, peer_changes
 from lb.engine.driver import EngineDriver
 from lb.engine.neighbours import Neighbours
 from lb.engine.packet_engine import PacketEngine
@@ -45,6 +49,15 @@ log = logging.getLogger("lb")
 
 class AlreadyRunning(Exception):
     """Another daemon serves this node."""
+
+
+def _refuse_reload(file: Path, changed: list[str], config: ClusterConfig, node: NodeConfig) -> None:
+    """Raises ConfigError for a node file that cannot be followed while the gateway runs."""
+    if changed:
+        remedy = "only ring.peers can change while it runs: `systemctl restart lbd` takes the rest, and moves nothing"
+        raise validate.refusal(str(file), f"{', '.join(changed)} changed; {remedy}")
+    for fault in clashes(config, ring_addresses(node)):
+        raise validate.refusal(str(file), f"VIP {fault.value} {fault.problem}")
 
 
 class Daemon:
@@ -185,19 +198,36 @@ class Daemon:
         await methods.apply_text(self.gateway, text, "toml", str(path), None, OWN_CALLER)
 
     async def reload(self) -> None:
-        """SIGHUP: the services file is read again. The node file is read at start only."""
+        """SIGHUP: `[ring.peers]` of the node file is read again and, where there is one, the services file."""
+        await self._started.wait()
         self.gateway.notifier.reloading()
         try:
-            if self.services_file is None:
-                log.info("nothing to reload: started without --services; use `lbctl apply`")
-            else:
-                await self.apply_file(self.services_file)
-        except Exception as error:
-            log.error("reload refused, the running configuration stays: %s", error)
-            refused = Event("config.refused", str(error)[:400], subject=str(self.services_file), severity="error")
-            self.gateway.report(refused)
+            await self._or_refuse(self._reload_peers(), self.node_file)
+            if self.services_file is not None:
+                await self._or_refuse(self.apply_file(self.services_file), self.services_file)
         finally:
             self.gateway.notifier.ready(self.gateway.state.replace("_", " "))
+
+    async def _or_refuse(self, work: Coroutine[Any, Any, None], file: Path) -> None:
+        try:
+            await work
+        except Exception as error:
+            log.error("reload of %s refused, what runs stays as it is: %s", file, error)
+            refused = Event("config.refused", str(error)[:400], subject=str(file), severity="error")
+            self.gateway.report(refused)
+
+    async def _reload_peers(self) -> None:
+        """Follows a node file that names other gateways than before. Raises ConfigError; nothing is changed then."""
+        text = await asyncio.to_thread(validate.read_file, self.node_file)
+        node = await asyncio.to_thread(validate.node_config, text, str(self.node_file))
+        changes = peer_changes(self.node, node)
+        _refuse_reload(self.node_file, needs_restart(self.node, node), self.gateway.store.current, node)
+        if not changes:
+            log.info("%s names the same gateways as before", self.node_file)
+            return
+        self.gateway.take_peers(node)
+        self.node = self.gateway.node = node
+        self.gateway.report(Event("node.reloaded", "; ".join(changes), subject=node.node.name))
 
     # --- children ----------------------------------------------------------------------------------------------------
 

@@ -75,6 +75,8 @@ class Gateway:
         self.report: Callable[[Event], object] = self.record
         self.view: Callable[[], dict[str, Any] | None] = lambda: None
         self.told_addresses: Callable[[], Mapping[str, str]] = dict
+        # And it follows a node file that names other gateways than before; ConfigError for one it cannot follow.
+        self.take_peers: Callable[[NodeConfig], None] = lambda node: None
         self._news = HealthNews()
         self.board = HealthBoard(node.node.id, self._share_alone, self._health_changed)
 

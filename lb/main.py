@@ -30,6 +30,7 @@ from lb.engine.packet_engine import EngineError
 from lb.engine.packet_path import detach_path, release_held
 from lb.process.workers import spawn_with_fork, worker_pool
 
+NODE_FILE_HELP = "the node file; its [ring.peers] are read again on SIGHUP"
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
 # The interpreter hands the processor from a working thread to the event loop after this time.
 SWITCH_SECONDS = 0.0005
@@ -41,7 +42,7 @@ log = logging.getLogger("lb")
 def parser() -> argparse.ArgumentParser:
     """The command line, also the source of the manual page."""
     result = argparse.ArgumentParser(prog="lbd", description="Gateway daemon of rainlb.")
-    result.add_argument("--config", type=Path, required=True, metavar="FILE", help="the node file")
+    result.add_argument("--config", type=Path, required=True, metavar="FILE", help=NODE_FILE_HELP)
     result.add_argument("--services", type=Path, metavar="FILE", help="a cluster file, applied at start and on SIGHUP")
     result.add_argument("--check", action="store_true", help="validate the files, the ring's key file too, and exit")
     result.add_argument("--detach", action="store_true", help="when stopped, take the data path out as well")

@@ -42,6 +42,7 @@ from .events import (
     PeerMessage,
     Refusal,
     Refused,
+    Rejoin,
     Standing,
     TokenVisit,
     Trace,
@@ -182,6 +183,18 @@ class Ring(EventStream, Coordination):
         Give all members the same list within a short time: one that still has somebody on its list lets it in again.
         """
         self._step(Eligible(dict(peers)))
+
+    def stay_out(self, seconds: float) -> None:
+        """Keep out of the ring for that long, then ask to be let in.
+
+        For one that was struck off: while the members' lists differ, some would let it in and others not answer it.
+        """
+        self._loop.call_soon(self._step, Leave())
+        self._loop.call_later(seconds, self._come_back)
+
+    def _come_back(self) -> None:
+        if self._engine.running and not self._leaving:
+            self._step(Rejoin())
 
     def set_critical_resource(self, available: bool) -> None:
         """State of this node's critical resources taken together."""

@@ -18,6 +18,7 @@ from lb.cluster.figures import ClusterFigures
 from lb.cluster.journal import ClusterJournal
 from lb.cluster.lease import KernelLease
 from lb.cluster.load import LoadMeter
+from lb.cluster.membership import forget_strangers, struck_off, take_peers
 from lb.cluster.occupancy import Occupancy
 from lb.cluster.own_node import OwnNode
 from lb.cluster.ownership import Holding, confirm, decide, hand_on, in_use, to_hold
@@ -26,7 +27,7 @@ from lb.cluster.placement import Standing
 from lb.cluster.planned_restart import PlannedRestart
 from lb.cluster.refusals import Refusals
 from lb.cluster.resources import Resources, ResourceState
-from lb.cluster.ring_settings import ring_config
+from lb.cluster.ring_settings import ids_of, ring_config
 from lb.cluster.routed_vips import RoutedVips
 from lb.cluster.shared_config import SharedStore
 from lb.cluster.state import ClusterState
@@ -44,7 +45,7 @@ from lb.health.board import REPORT_PREFIX, SLOW_START_PREFIX
 from lb.process.workers import worker_pool
 from sync.data import OutcomeUnknown, RequestRefused
 from sync.driver import MulticastFailed, Ring
-from sync.events import TokenVisit, View
+from sync.events import Left, TokenVisit, View
 from sync.shared import Change, Replaced
 
 FIRST_VIEW_TIMEOUT_S = 10.0
@@ -52,6 +53,8 @@ RELEASE_TIMEOUT_S = 3.0
 TICK_S = 1.0
 # After a view, members' addresses may be unknown for a while: a claim from them is no stranger's.
 JUDGE_AFTER_S = 3.0
+# A gateway that the others have struck off asks for admission again after this time: they may not have done it all.
+STRUCK_OFF_S = 10.0
 log = logging.getLogger("lb.cluster")
 
 
@@ -65,10 +68,9 @@ class Cluster:
         assert node.ring is not None
         self.gateway = gateway
         self.node = node.node.id
-        ids = {name: peer.id for name, peer in node.ring.peers.items()} | {node.node.name: self.node}
         # The loop keeps the executor that the daemon has given it.
         self.ring = Ring(ring_config(node), list(node.ring.listen), scheduling=node.ring.scheduling, workers=0)
-        self.state = ClusterState(self.ring, self.node, ids, self._react, self._holding_changed)
+        self.state = ClusterState(self.ring, self.node, ids_of(node), self._react, self._holding_changed)
         self.journal = ClusterJournal(node.node.name, self.ring, gateway.record, self.state.name)
         self.store = SharedStore(node.state_dir, tell=self.journal.tell_config)
         self.lease: KernelLease
@@ -97,6 +99,7 @@ class Cluster:
         gateway.report = self.journal.tell
         gateway.view = self.view_plain
         gateway.told_addresses = self._told_addresses
+        gateway.take_peers = lambda node: take_peers(self.ring, self.state, node)
         gateway.use_board(self._share)
         self._figures = ClusterFigures(gateway.metrics)
 
@@ -172,6 +175,7 @@ class Cluster:
         ring = self.ring
         ring.on_view(self._view)
         ring.on_token(self._token)
+        ring.on_left(self._left)
         ring.on_complete(self._data_complete)
         ring.on_replaced(self._data_replaced)
         for prefix in (REPORT_PREFIX, SLOW_START_PREFIX):
@@ -244,6 +248,15 @@ class Cluster:
         # A lease stretched for a restart is not cut short by the first visits after it.
         self.lease.renew(max(visit.lease_until, self._restart.kept_until))
         self.vips.lease_renewed()
+
+    def _left(self, left: Left) -> None:
+        """The others have this gateway no more: they have its addresses from now on, and it takes none alone."""
+        if left.struck_off:
+            self.state.struck_off, self.state.view = True, None
+            self.ring.stay_out(STRUCK_OFF_S)
+            self._hold_nothing()
+            self._publish()
+            self.journal.tell(struck_off(self.gateway.name))
 
     def _data_complete(self, complete: bool) -> None:
         if complete:
@@ -368,13 +381,16 @@ class Cluster:
             self.state.shut_out = True
             # Those who go on decide without this gateway from now on.
             self.state.unconfirmed = set(self.state.holdings)
-            # At once, whatever the copy of the shared data is worth by now.
-            self.lease.end()
-            self.vips.want(frozenset())
-            self.routed.withdraw()
+            self._hold_nothing()
         elif self.state.shut_out and not self._has_left():
             # What has brought the critical resources back may bring the others back in a moment.
             self._look_for_others()
+
+    def _hold_nothing(self) -> None:
+        """At once, whatever the copy of the shared data is worth by now."""
+        self.lease.end()
+        self.vips.want(frozenset())
+        self.routed.withdraw()
 
     def _has_left(self) -> bool:
         ring = self.gateway.node.ring
@@ -411,6 +427,7 @@ class Cluster:
             self._publish()
             for event in self.refusals.take(time.monotonic(), self.ring.turned_away()):
                 self.journal.tell(event)
+            forget_strangers(self.ring, self.state)
             self.state.loads = self.stats.vip_loads(self.state.view.members) if self.state.view is not None else {}
             self._react()
 

@@ -86,6 +86,8 @@ class OwnNode:
             return "required resources have not been tried yet"
         if self._state.shut_out:
             return f"critical resource failed, so it has left the ring: {', '.join(self._resources.critical_failed)}"
+        if self._state.struck_off:
+            return "the other gateways do not name it in [ring.peers] any more: stop it, or name it there and reload"
         if view is not None and not view.serving:
             return NOT_SERVING
         if len(self._up) < len(self._segments):

@@ -53,9 +53,13 @@ class ClusterState:
     ) -> None:
         self.node = node
         self.ids = ids
+        # Those that the node file names, this gateway among them: who is not, belongs to the cluster no more.
+        self.eligible = frozenset(ids.values())
         self.view: View | None = None
         # This gateway has left the ring because its critical resources failed: the last view is not its any more.
         self.shut_out = False
+        # The others have it no more among theirs: it is on its own, and they have its addresses.
+        self.struck_off = False
         self.holdings: dict[str, Holding] = {}
         self.versions: dict[str, int] = {}
         # When each came to its holder, on this gateway's clock.
@@ -87,15 +91,32 @@ class ClusterState:
     @property
     def serving(self) -> bool:
         """Whether this gateway is in a group that may serve."""
-        return self.view is not None and self.view.serving and not self.shut_out
+        return self.view is not None and self.view.serving and not (self.shut_out or self.struck_off)
 
     def name(self, node: int) -> str:
         """The node's name, or its number where nobody knows it."""
         return next((name for name, number in self.ids.items() if number == node), f"node {node}" if node else "nobody")
 
+    def take_ids(self, ids: dict[str, int]) -> None:
+        """The node file names other gateways than before."""
+        self.eligible = frozenset(ids.values())
+        self.ids = {name: node for name, node in self.ids.items() if node not in self.eligible} | ids
+
+    def forget_names(self) -> None:
+        """Names of nodes that belong to the cluster no more and are out of its view."""
+        present = self.eligible | frozenset(self.view.members if self.view is not None else ())
+        self.ids = {name: node for name, node in self.ids.items() if node in present}
+
+    def strangers(self) -> list[int]:
+        """Nodes that belong to the cluster no more and are out of its view, of which there is still shared data."""
+        known = self.facts.keys() | self.drained | self.restarting
+        members = frozenset(self.view.members) if self.view is not None else frozenset()
+        return sorted(known - self.eligible - members)
+
     def take_view(self, view: View) -> None:
         """A view was committed."""
         self.view = view
+        self.struck_off = self.struck_off and len(view.members) == 1
         # What a member said before it (re)joined tells nothing about what it is now.
         self._stale_facts = (self._stale_facts | view.joined) & set(view.members)
         if self.node in view.joined:

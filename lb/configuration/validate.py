@@ -22,12 +22,13 @@ def read_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise _refusal(str(path), f"cannot be read: {error.strerror}") from None
+        raise refusal(str(path), f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise _refusal(str(path), f"is not UTF-8 text (byte {error.start})") from None
+        raise refusal(str(path), f"is not UTF-8 text (byte {error.start})") from None
 
 
-def _refusal(source: str, problem: str) -> ConfigError:
+def refusal(source: str, problem: str) -> ConfigError:
+    """The error about a file as a whole."""
     text = f"{source}: {problem}"
     return ConfigError(
         [{"source": source, "line": 0, "path": "", "value": "", "problem": problem, "allowed": "", "text": text}]

@@ -134,7 +134,8 @@ class ControlDouble:
         return [
             {
                 "name": name, "id": number, "state": state(name), "in_view": name not in self.gone,
-                "view": None if name in self.gone else 70 + len(self.gone), "drained": name in self.drained, "version": "0.1.0", "uptime_s": 100.0 * number,
+                "view": None if name in self.gone else 70 + len(self.gone),
+                "drained": name in self.drained, "version": "0.1.0", "uptime_s": 100.0 * number,
                 "reason": "no answer to the token" if name in self.gone else None,
                 "config_version": self.version, "loop_lag_ms": 0.5, "token_rate": 20.0, "token_turn_ms": 16.0,
                 "packets_per_s": 1000.0 * number, "bits_per_s": 1e6 * number, "connections": 10 * number,

@@ -107,6 +107,20 @@ def test_reload_applies_the_file_or_refuses_it_whole(lbd: Lbd) -> None:
     assert "protokoll" in refused["message"]
 
 
+def test_reload_refuses_what_needs_a_restart_and_still_takes_the_services(lbd: Lbd) -> None:
+    services = lbd.directory / "services.toml"
+    services.write_text(SERVICES)
+    lbd.start("--services", str(services))
+    services.write_text(SERVICES.replace("8080", "8081"))
+    lbd.node_file.write_text(lbd.node_file.read_text().replace("sweep_interval_ms = 500", "sweep_interval_ms = 600"))
+    lbd.send(signal.SIGHUP)
+    lbd.manager.wait_for("READY=1")
+    assert lbd.call("backends")[0]["port"] == 8081
+    (refused,) = (event for event in lbd.call("events") if event["kind"] == "config.refused")
+    assert refused["subject"] == str(lbd.node_file)
+    assert "engine changed; only ring.peers can change while it runs: `systemctl restart lbd`" in refused["message"]
+
+
 def test_watchdog_is_fed(lbd: Lbd) -> None:
     lbd.start(WATCHDOG_USEC="400000")
     for _ in range(3):

@@ -23,7 +23,11 @@ DESCRIPTION = [
 ]
 SECTIONS = {
     "SIGNALS": [
-        ("SIGHUP", "Read the cluster file given with --services again; a faulty one changes nothing."),
+        (
+            "SIGHUP",
+            "Read [ring.peers] of the node file again, and the cluster file given with --services; a faulty file, or "
+            "another change in the node file, changes nothing.",
+        ),
         ("SIGTERM, SIGINT", "Stop. The packet path stays, unless --detach was given."),
     ],
     "EXIT STATUS": [
