@@ -8,7 +8,6 @@ would show it, in front of its own XDP program.
 
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from netlab import build, namespaces, services, state
-from netlab.commands import run
+from netlab.commands import load_nft, run
 from netlab.lab import Lab
 from netlab.namespaces import Process
 from netlab.state import LabError
@@ -192,12 +191,10 @@ def _table_text(name: str, chains: Iterable[str]) -> str:
 
 
 def _nft(lab: Lab, switch: str, text: str) -> None:
-    def load() -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(["nft", "-f", "-"], input=text, text=True, capture_output=True)
-
-    done = lab.inside(switch, load)
-    if done.returncode != 0:
-        raise LabError(f"nft refused on {switch}: {done.stderr.strip()}\n{text}")
+    try:
+        lab.inside(switch, load_nft, text)
+    except RuntimeError as error:
+        raise LabError(f"on {switch}: {error}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

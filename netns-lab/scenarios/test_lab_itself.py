@@ -188,7 +188,6 @@ def test_a_dead_switch_takes_its_cables_and_trunks_and_no_others(make_lab: LabMa
     links = {device: carrier(lab, "gw2", device) for device in ("eth0", "eth1", "eth2", "eth3")}
     assert links == {"eth0": False, "eth1": False, "eth2": True, "eth3": False}
     assert reaches(lab, "client", here)
-    assert not reaches(lab, "client", there)
     faults.heal(lab)
     eventually(lambda: reaches(lab, "client", there), 5)
     with pytest.raises(LabError, match="sw1, sw2"):
@@ -197,6 +196,7 @@ def test_a_dead_switch_takes_its_cables_and_trunks_and_no_others(make_lab: LabMa
 
 def test_loss_loses_about_its_share(routed: Lab, healing: list[Lab]) -> None:
     healing.append(routed)
+    assert reaches(routed, "client", "10.0.2.21")  # link addresses are known: a lost question for one costs a second
     faults.set_loss(routed, "b1", 20)
     report = routed.measure("udp_probe", "10.0.2.21", "--seconds", 1.5)
     share = report["lost"] / report["sent"]
