@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clients of a cluster while it is in trouble: what they run, and what they may not notice."""
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -91,7 +90,7 @@ def clients(lab: Lab) -> Iterator[Clients]:
         eventually(lambda: lab.established("client", f"dst {vip}") >= HELD_CONNECTIONS + PUSHED_CONNECTIONS)
         eventually(lambda: lab.established("client", f"dst [{lab.topology.vip(6)}]") >= PUSHED_CONNECTIONS)
         # What starting all of it does to a busy machine is no fault that is looked at.
-        started.claims.since = time.monotonic()
+        started.claims.begin()
         yield started
         started.downloads.wait()
 

@@ -5,9 +5,10 @@ Whoever asks does so as a stranger, in the name and from the link address of no 
 neighbour table right. A host learns of a takeover from the announcement alone, as in an outage.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from netlab import build, cluster
 from netlab.lab import Argument, Lab
@@ -25,11 +26,17 @@ LOOK_S = 0.6
 
 @dataclass
 class Claims:
-    """Claims to the VIPs of all segments; there once the block has ended. Those before `since` (monotonic) are past."""
+    """Claims to the VIPs of all segments; there once the block has ended."""
 
     lab: Lab
     watchers: dict[str, Traffic]
+    # Whatever was before is not looked at: seconds of the monotonic clock, and of the wall clock.
     since: float = 0.0
+    since_wall: float = field(default_factory=time.time)
+
+    def begin(self) -> None:
+        """Look at what comes from now on."""
+        self.since, self.since_wall = time.monotonic(), time.time()
 
     def claimants(self, segment: str, vip: str) -> list[str]:
         """The gateways that claimed an address, one for each run of claims."""
@@ -44,14 +51,25 @@ class Claims:
             name for segment in WATCHED for vip in vips_on(self.lab, segment) for name in self.claimants(segment, vip)
         }
 
-    def assert_one_owner_at_a_time(self) -> None:
-        """Whoever has been succeeded in claiming an address is not heard claiming it again."""
+    def assert_one_owner_at_a_time(self, asked: str) -> None:
+        """Nobody is heard claiming an address that is another's: who claims it are its owners, in their order.
+
+        `asked`: a gateway that has been there all the time, and knows what moved.
+        """
         for segment, watcher in self.watchers.items():
             for vip in vips_on(self.lab, segment):
                 claimants = self.claimants(segment, vip)
                 assert claimants, f"nobody claimed {vip}"
-                turns = f"{vip} was claimed in turns by {claimants}: {watcher.report[vip]}"
-                assert len(claimants) == len(set(claimants)), turns
+                owners = [claimants[0], *self._moved_to(vip, asked)]
+                told = f"{vip} was claimed by {claimants}, and its owners were {owners}: {watcher.report[vip]}"
+                # Each is found in what is left of the owners after the one before.
+                left = iter(owners)
+                assert all(claimant in left for claimant in claimants), told
+
+    def _moved_to(self, vip: str, asked: str) -> list[str]:
+        rows = self.lab.api(asked, "GET", "/v1/events?limit=1000")
+        moves = [row for row in rows if (row["kind"], row["subject"]) == ("vip.moved", vip)]
+        return [row["node"] for row in sorted(moves, key=lambda row: row["id"]) if row["time"] >= self.since_wall]
 
 
 def vips_on(lab: Lab, segment: str) -> list[str]:

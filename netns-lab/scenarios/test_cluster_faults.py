@@ -58,7 +58,7 @@ def test_a_data_link_is_lost_and_the_ring_goes_on(whole: Lab) -> None:
         assert cluster.view(whole, victim)[0] == number
     traffic.assert_undisturbed()
     assert cluster.state_of(whole, victim, asked=cluster.others(whole, victim)[0]) == "out_of_service"
-    traffic.claims.assert_one_owner_at_a_time()
+    traffic.claims.assert_one_owner_at_a_time(cluster.others(whole, victim)[0])
 
 
 def test_the_successor_dies_as_it_takes_over(whole: Lab) -> None:
@@ -73,7 +73,7 @@ def test_the_successor_dies_as_it_takes_over(whole: Lab) -> None:
         assert eventually(lambda: answered(whole, 100), 10)
         cluster.revive(whole)
     traffic.assert_undisturbed()
-    traffic.claims.assert_one_owner_at_a_time()
+    traffic.claims.assert_one_owner_at_a_time(left[0])
 
 
 def new_owner(lab: Lab, vip: str, dead: str) -> str:
@@ -182,7 +182,7 @@ def test_two_and_two_part_and_come_together_under_load(healed: tuple[Lab, str]) 
         assert eventually(lambda: answered(lab, 100), 10)
     assert (pushed.report["failed"], pushed.report["lost_connections"]) == (0, 0), pushed.report
     if policy != "continue":
-        claims.assert_one_owner_at_a_time()
+        claims.assert_one_owner_at_a_time(PARTS[1][0])
 
 
 def assert_serves(lab: Lab, node: str, members: list[str]) -> bool:
@@ -225,5 +225,5 @@ def test_one_alone_and_three(healed: tuple[Lab, str]) -> None:
             cluster.revive(lab)
         traffic.assert_undisturbed()
         if policy != "continue":
-            traffic.claims.assert_one_owner_at_a_time()
+            traffic.claims.assert_one_owner_at_a_time(rest[0])
         assert_one_owner_each(lab)
