@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """VIPs announced as routes: every gateway holds them, a router spreads over all, and moves connections as it likes."""
 
+import time
 from collections.abc import Iterable
 from functools import partial
 
@@ -19,8 +20,12 @@ from netlab.topology import (
 )
 from netlab.waiting import eventually
 
+from scenarios.clients import GAP_MS_MAX
+
 GATEWAYS = ("gw1", "gw2", "gw3")
 CONNECTIONS = 60
+# One of the three that share the downloads.
+BACKEND = "b1"
 DOWNLOADS = 10
 DOWNLOAD_BYTES = 2 << 20
 DOWNLOAD_RATE = 1 << 20
@@ -84,6 +89,18 @@ def told(lab: Lab, node: str, kinds: Iterable[str]) -> list[str]:
     return [row["kind"] for row in own if row["kind"] in kinds]
 
 
+def when(lab: Lab, asked: str, kind: str, about: str, since: float) -> float:
+    """When something of this kind first happened to a gateway since then, as another one tells it; 0 if it has not."""
+    rows = lab.api(asked, "GET", "/v1/events?limit=1000")
+    found = (row for row in rows if row["kind"] == kind and row["time"] >= since)
+    return min((float(row["time"]) for row in found if about in (row["node"], *_left(row["message"]))), default=0.0)
+
+
+def _left(message: str) -> list[str]:
+    """Who is not in a view any more, by what is told of it."""
+    return message.partition("left: ")[2].partition(";")[0].split(", ")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_gateway_forwards_in_every_way(lab: Lab, family: Family) -> None:
     vip = ROUTED_VIPS[family]
@@ -121,9 +138,12 @@ def test_a_gateway_dies_and_its_connections_go_on_through_the_others(lab: Lab) -
     with lab.traffic("downloads", ROUTED_VIPS[4], TRANSLATED_HTTP_PORT, *options) as downloads:
         victim = busiest(lab, "nat4", GATEWAYS)
         before = told(lab, victim, READINESS)
+        # Nobody who had to choose anew would choose it: only the replicated table keeps its connections where they are.
+        lab.lbctl(cluster.others(lab, victim)[0], "drain", f"nat4/{BACKEND}")
         faults.set_links(lab, victim, up=False)
         wait_for_routes(lab, cluster.others(lab, victim))
         report = downloads.wait()
+        lab.lbctl(cluster.others(lab, victim)[0], "undrain", f"nat4/{BACKEND}")
     assert (report["complete"], report["failed"]) == (DOWNLOADS, 0), report
     faults.heal(lab)
     wait_for_routes(lab, GATEWAYS)
@@ -136,6 +156,19 @@ def assert_ready_first(kinds: list[str]) -> None:
     assert "node.ready" in kinds, kinds
     ready = len(kinds) - 1 - kinds[::-1].index("node.ready")
     assert "vip.announced" not in kinds[:ready], kinds
+
+
+def test_a_gateway_without_its_backends_is_avoided_at_once(lab: Lab, healing: list[Lab]) -> None:
+    """The router still reaches it, so it is for the gateway to withdraw what it cannot serve."""
+    healing.append(lab)
+    with lab.traffic("udp_probe", ROUTED_VIPS[4]) as probe:
+        victim = busiest(lab, "echo4", GATEWAYS)
+        faults.set_links(lab, victim, up=False, interfaces=["inside"])
+        wait_for_routes(lab, cluster.others(lab, victim))
+        assert busiest(lab, "echo4", cluster.others(lab, victim))
+    assert probe.report["answered_at_end"], probe.report
+    assert probe.report["gap_ms"] < GAP_MS_MAX, probe.report
+    assert lab.daemon(victim).alive()
 
 
 def test_a_drained_gateway_loses_its_traffic_before_it_loses_a_packet(lab: Lab) -> None:
@@ -152,10 +185,15 @@ def test_a_drained_gateway_loses_its_traffic_before_it_loses_a_packet(lab: Lab) 
 def test_a_gateway_that_is_taken_out_goes_on_serving_until_nobody_comes(lab: Lab) -> None:
     with lab.traffic("udp_probe", ROUTED_VIPS[4]) as probe:
         victim = busiest(lab, "echo4", GATEWAYS)
+        asked, began = cluster.others(lab, victim)[0], time.time()
         lab.api(victim, "POST", "/v1/detach", {"confirm": True})
         wait_for_routes(lab, cluster.others(lab, victim))
         eventually(lambda: not lab.daemon(victim).alive(), what=f"the daemon of {victim} has ended")
+        withdrawn = eventually(lambda: when(lab, asked, "vip.withdrawn", victim, began))
+        left = eventually(lambda: when(lab, asked, "view.changed", victim, withdrawn))
     assert probe.report["lost"] == 0, probe.report
+    # A router that is slower than this one needs the time it is given.
+    assert left - withdrawn >= 0.9 * WITHDRAWAL_MS / 1000
 
 
 def test_a_killed_daemon_keeps_its_routes_for_the_next_one(lab: Lab) -> None:

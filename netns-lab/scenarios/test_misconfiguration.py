@@ -353,3 +353,36 @@ def assert_times_make_sense(lab: Lab, node: str, began: float) -> None:
     assert max(times) <= time.time()
     # What another gateway tells waits a moment for the ring.
     assert min(after - before for before, after in pairwise(times)) > -1.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a gateway that is cut off while it can serve nobody
+
+# More than all that has happened in the cluster before.
+CHANGES = 200
+
+
+def test_what_the_others_serve_outweighs_what_was_changed_on_one_that_serves_nobody(
+    whole: Lab, healing: list[Lab]
+) -> None:
+    lab, vip, alone, rest = whole, whole.topology.vip(4), WRONG, cluster.others(whole, WRONG)
+    healing.append(lab)
+    faults.set_links(lab, alone, up=False, interfaces=["inside"])
+    eventually(lambda: cluster.state_of(lab, alone, rest[0]) == "out_of_service", 10)
+    faults.partition(lab, [alone])
+    for part in ([alone], rest):
+        cluster.wait_for_members(lab, part)
+    for number in range(CHANGES):
+        lab.api(alone, "POST", f"/v1/vips/{vip}/prefer", {"nodes": [rest[number % 2]]})
+    before = {name: given_up(lab, name) for name in (alone, *rest)}
+    with lab.traffic("push_watch", vip, "--count", 20) as held:
+        faults.heal(lab, rest)  # of them nothing but the partition
+        cluster.wait_for_members(lab, [alone, *rest])
+        eventually(lambda: given_up(lab, alone) > before[alone], 10, f"{alone} has taken over the others' state")
+    assert [given_up(lab, name) for name in rest] == [before[name] for name in rest]
+    assert (held.report["failed"], held.report["lost_connections"]) == (0, 0), held.report
+
+
+def given_up(lab: Lab, node: str) -> int:
+    """How often this gateway's part has given up its state for another part's."""
+    return len(events(lab, node, "cluster.merged"))
