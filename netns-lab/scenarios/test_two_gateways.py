@@ -117,12 +117,11 @@ def test_one_host_dies_and_returns_and_every_connection_goes_on(whole: Lab) -> N
     with connected(whole) as traffic, whole.traffic("udp_probe", whole.topology.vip(6)) as probe:
         # Today's table would send their connections elsewhere.
         set_drained(whole, True)
-        faults.set_links(whole, victim, up=False)
+        faults.power_off(whole, victim)
         cluster.wait_for_owners(whole, [survivor], but=[victim])
         assert eventually(lambda: answered(whole, 60), 10)
         returns = cluster.last_event(whole, survivor)
-        faults.heal(whole)
-        cluster.settle(whole)
+        cluster.revive(whole)
         moved = cluster.moves(whole, survivor, returns)
     # On a machine busy enough, the survivor may be late for the ring in its turn.
     assert {why for _, why in moved} <= {"owner_left"}, f"who returns takes nothing away: {moved}"
