@@ -64,6 +64,7 @@ def test_a_running_gateway_is_struck_off_holds_nothing_and_comes_back_when_it_is
         eventually(lambda: cluster.owner(lab, vip, but=[REMOVED]) in STAY, 10)
         eventually(lambda: events(lab, REMOVED, "node.struck_off"), 10)
         status = eventually(lambda: out_of_service(lab), 10, f"{REMOVED} is out of service")
+        assert status is not None
         assert "do not name it in [ring.peers] any more" in str(status["reason"])
         assert vip not in lab.run(REMOVED, ["ip", "address"]).stdout
     for report in (held.report, new.report):
