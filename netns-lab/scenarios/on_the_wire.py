@@ -56,11 +56,13 @@ class Claims:
 
         `asked`: a gateway that has been there all the time, and knows what moved.
         """
+        now = cluster.owners(self.lab, but=cluster.others(self.lab, asked))
         for segment, watcher in self.watchers.items():
             for vip in vips_on(self.lab, segment):
                 claimants = self.claimants(segment, vip)
                 assert claimants, f"nobody claimed {vip}"
-                owners = [claimants[0], *self._moved_to(vip, asked)]
+                # A gateway that was away for a moment has missed what moved then.
+                owners = [claimants[0], *self._moved_to(vip, asked), now[vip]]
                 told = f"{vip} was claimed by {claimants}, and its owners were {owners}: {watcher.report[vip]}"
                 # Each is found in what is left of the owners after the one before.
                 left = iter(owners)
