@@ -25,6 +25,9 @@ class Coordinator(Requester, Protocol):
 
     shared: SharedData
 
+    def holds(self, ticket: int) -> bool:
+        """Is the lock acquired with this ticket ours for certain?"""
+
     async def turn(self, kind: Kind, *arguments: Any) -> tuple[int, Any]:
         """Submit a request that waits for its turn; (ticket, result). A caller that gives up gets nothing granted."""
 
@@ -86,8 +89,9 @@ class Lock:
 
     @property
     def valid(self) -> bool:
-        """True while the lock is ours for certain."""
-        return self._held is not None
+        """True while the lock is ours for certain. False for a moment when the token is late: ask again, `on_lost`
+        tells when it is over."""
+        return self._coordinator.holds(self._ticket)
 
     @property
     def valid_until(self) -> float:
@@ -106,7 +110,7 @@ class Lock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        lost = not self.valid
+        lost = self._held is None
         await self.release()
         if lost and error is None:
             raise LockLostError(f"lock {self.name!r} (fencing {self.fencing}) was lost while it was held")

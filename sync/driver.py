@@ -329,6 +329,7 @@ class Ring(EventStream, Coordination):
         self._left.clear()  # it may have been shut out for a while
 
     def _token_visit(self, visit: TokenVisit) -> None:
+        self.shared.on_token(visit.lease_until)
         self.counters["token_visits"] += 1
         self._call_all(self._on_token, visit)
         self._wake_for_room()

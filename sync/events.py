@@ -85,7 +85,6 @@ class Reason(IntEnum):
     PEER_UNREACHABLE = 20
     """Failure on delivery: excluded."""
     PEER_REFUSED = 21
-    PEER_LEFT = 22
     PEER_INVITED = 23
     PEER_DAMPED = 24
     """Not invited yet: its recent invitations failed."""
@@ -102,6 +101,7 @@ class Reason(IntEnum):
     """Nobody answered for the time ``alone``: formed a ring of one."""
     VIEW_PROPOSED = 40
     VIEW_CANCELLED = 41
+    """By this node: a member that was to be part of it has gone before it had it, or its number is used up."""
     VIEW_COMMITTED = 42
     LEFT_RING = 50
     SHUT_OUT = 51

@@ -88,6 +88,10 @@ class RequestDesk:
             self._abandon(ticket, future)
             raise
 
+    def holds(self, ticket: int) -> bool:
+        """Is the lock acquired with this ticket ours for certain?"""
+        return self.shared.holds(self._surroundings.now(), ticket)
+
     def on_lock_lost(self, ticket: int, callback: Callable[[], None]) -> None:
         """Call once if this lock ends without our release."""
         self._lost_callbacks[ticket] = callback

@@ -220,6 +220,7 @@ class Circulation(Holding):
             if (self.local, self.incarnation) in proposal.members and proposal.number <= self.view_number:
                 clash = True
                 if parcel.order == Order.SAFE:
+                    self.trace(Reason.VIEW_CANCELLED, parcel.origin, token)
                     self._take([token.cancel(parcel)])
         if clash:
             self.propose()

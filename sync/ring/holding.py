@@ -79,7 +79,9 @@ class Holding(Leases):
         view = self.view
         if self.config.policy is not Policy.MAJORITY or view is None or self.awaiting_view:
             return
-        if token.members[0].id == self.local and not self.stream.pending_views() and view.serving != self._may_serve():
+        if not token.members or token.members[0].id != self.local or self.stream.pending_views():
+            return
+        if view.serving != self._may_serve():
             self.propose()
 
     def _may_serve(self) -> bool:
@@ -114,7 +116,10 @@ class Holding(Leases):
     def _remove(self, token: Token, node: int) -> None:
         before = token.parcels[:]
         token.remove(node)
-        self.stream.take([new for old, new in zip(before, token.parcels, strict=True) if new is not old])
+        cancelled = [new for old, new in zip(before, token.parcels, strict=True) if new is not old]
+        for parcel in cancelled:
+            self.trace(Reason.VIEW_CANCELLED, parcel.origin, token)
+        self.stream.take(cancelled)
 
     def propose(self) -> None:
         """Put a view of the present members onto the token."""

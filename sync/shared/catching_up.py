@@ -3,8 +3,8 @@
 
 from ..events import View
 from . import transfer
-from .commands import Kind, encode
-from .effects import MulticastCommand, Replaced, SendPeer
+from .commands import Kind
+from .effects import Replaced, SendPeer
 from .own_copy import Copy, Phase
 
 
@@ -58,12 +58,13 @@ class CatchingUp(Copy):
         if result is None:
             return
         buckets, last = result
-        lineage, clock = self.replica.lineage, self.replica.clock
+        lineage = self.replica.lineage
+        self._given_up = self._stamp
         try:
             self.replica.adopt(buckets, last.rest)
         except (ValueError, TypeError) as error:
             raise transfer.MalformedTransfer(str(error)) from None
-        if self.replica.digest() != last.digest:
+        if not self._is_whole(last):
             self.counters["transfers_differing"] += 1
             self._fetcher.distrust()
             self._fetch(now)
@@ -73,9 +74,15 @@ class CatchingUp(Copy):
         if lineage:  # an empty copy had nothing to lose
             self._effects.append(Replaced(self.replica.lineage != lineage))
         self._effects += self.requests.reconcile(now, self.replica)
-        # Carries the clock of the history given up, so that its versions are not used again.
-        self._effects.append(MulticastCommand(0, encode(Kind.FETCHED, clock, self._session, 0)))
+        self._tell_fetched()
         self._become_ready(now)
+
+    def _is_whole(self, last: transfer.Last) -> bool:
+        return self.replica.digest() == last.digest
+
+    def _tell_fetched(self) -> None:
+        """Carries the clock of the history given up, so that its versions are not used again."""
+        self._multicast(Kind.FETCHED)
 
     def _on_fetch(self, now: float, peer: int, fetch: transfer.Fetch) -> None:
         self._donor.ask(peer, fetch)

@@ -64,7 +64,7 @@ class Comparison(CatchingUp):
             self._start_over(now, position)
             return
         sessions = dict(zip(view.members, view.incarnations, strict=True))
-        self._effects += self.requests.answer(now, self.replica.settle(sessions, clock, founder))
+        self._effects += self.requests.answer(now, self.replica.settle(sessions, clock, founder, view.serving))
         self._become_ready(now)
         self._position = position
         self._serve_fetches()

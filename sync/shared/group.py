@@ -53,6 +53,17 @@ class SharedData(Comparison):
         """True while this copy is the group's state."""
         return self.phase is Phase.READY
 
+    def holds(self, now: float, ticket: int) -> bool:
+        """Is the lock that this request acquired ours for certain?
+
+        By its lease, and by the ring's: a node that stood still may have been excluded, and its lock passed on. Not in
+        a part that does not serve, nor while our copy is not the group's.
+        """
+        held, view = self.requests.held.get(ticket), self._view
+        if held is None or view is None or not view.serving or not self._synchronised:
+            return False
+        return now < min(held.valid_until, self._trusted_until)
+
     @property
     def view(self) -> View | None:
         """The view this node is in."""
@@ -72,7 +83,7 @@ class SharedData(Comparison):
             ticket = self.requests.open(now, kind, arguments)
             self._waiting.append((ticket, kind, arguments, urgent))
             return ticket
-        payload = encode(kind, self.replica.clock, self._session, self.requests.next_ticket, *arguments)
+        payload = encode(kind, self._stamp, self._session, self.requests.next_ticket, *arguments)
         ticket = self.requests.open(now, kind, arguments)
         self._effects.append(MulticastCommand(ticket, payload, urgent))
         return ticket
@@ -100,6 +111,8 @@ class SharedData(Comparison):
             self._become_ready(now)
         elif self.phase is Phase.READY:
             self._settle(now, view)
+            if self._local in self._incomplete:
+                self._tell_fetched()  # again: the view before has ended before it was told
         else:
             self._phase_to(Phase.FETCHING)
             self._defer(Deferred(view.position, view.origin, view, 0))
@@ -107,6 +120,10 @@ class SharedData(Comparison):
         self._serve_fetches()
         self._next_check = now + CHECK_INTERVAL_S
         self._next_compare = now + self._compare_interval_s
+
+    def on_token(self, lease_until: float) -> None:
+        """Until then nobody in our view has gone on without us (`TokenVisit`)."""
+        self._trusted_until = lease_until
 
     def on_left(self) -> None:
         """The node is out of the ring. What it asked for is undecided until it is back."""
@@ -157,7 +174,9 @@ class SharedData(Comparison):
 
     def deadline(self) -> float:
         """When `tick` must be called at the latest."""
-        leases = min((min(h.valid_until, h.renew_at) for h in self.requests.held.values()), default=inf)
+        renews = self.phase is Phase.READY
+        held = self.requests.held.values()
+        leases = min((min(h.valid_until, h.renew_at) if renews else h.valid_until for h in held), default=inf)
         check = self._next_check if self._has_timed_work() else inf
         return min(leases, check, self._fetcher.deadline, self._next_compare if self._is_coordinator() else inf)
 

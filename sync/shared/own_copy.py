@@ -53,6 +53,8 @@ class Copy:
         self._fetcher = Fetcher(local)
         self._donor = transfer.Donor(self.replica)
         self._told_complete = False
+        self._given_up = 0  # highest clock of the histories this node has given up: nothing here is older
+        self._trusted_until = -inf
         self._waiting: deque[tuple[int, int, Sequence[Any], bool]] = deque()  # submitted while incomplete
         self._leases = LeaseWatch()
         self._next_check = inf
@@ -83,7 +85,7 @@ class Copy:
     def _settle(self, now: float, view: View) -> None:
         sessions = dict(zip(view.members, view.incarnations, strict=True))
         founder = sessions[min(frozenset(view.members) - view.joined)]
-        self._effects += self.requests.answer(now, self.replica.settle(sessions, 0, founder))
+        self._effects += self.requests.answer(now, self.replica.settle(sessions, 0, founder, view.serving))
         self._leases.restart(now, self.replica.locks.all())
         self._position = view.position
 
@@ -109,8 +111,13 @@ class Copy:
     def _flush_waiting(self) -> None:
         waiting, self._waiting = self._waiting, deque()
         for ticket, kind, arguments, urgent in waiting:
-            payload = encode(kind, self.replica.clock, self._session, ticket, *arguments)
+            payload = encode(kind, self._stamp, self._session, ticket, *arguments)
             self._effects.append(MulticastCommand(ticket, payload, urgent))
+
+    @property
+    def _stamp(self) -> int:
+        """Clock that this node's commands carry."""
+        return max(self.replica.clock, self._given_up)
 
     def _phase_to(self, phase: Phase) -> None:
         if phase is self.phase:
@@ -123,5 +130,5 @@ class Copy:
             self._effects.append(Complete(self._told_complete))
 
     def _multicast(self, kind: Kind, *arguments: Any) -> None:
-        payload = encode(kind, self.replica.clock, self._session, 0, *arguments)
+        payload = encode(kind, self._stamp, self._session, 0, *arguments)
         self._effects.append(MulticastCommand(0, payload))

@@ -26,6 +26,7 @@ class Replica:
         self.lineage = 0  # the founding this state descends from; 0: nothing founded yet
         self.clock = 0
         self.doublings_at_loss = 0  # `doublings` when a member was first lost since one was last won; 0: none was
+        self.serving = True  # False: the partition policy wants this part out of service
         self.sessions: dict[int, int] = {}  # incarnation of every member, as settled at the last view
         self.items = ItemStore()
         self.locks = LockTable()
@@ -63,10 +64,16 @@ class Replica:
         if self.sessions.get(origin) != command.session:
             # An orphan: it was ordered after its origin had left. It must not acquire what nobody would release.
             return [Outcome(owner, Refused(Refusal.NOT_A_MEMBER))]
+        if not self.serving and command.kind != Kind.FETCHED:
+            # It was on its way when the view changed; another part may go on, and what is done here would be given up.
+            return [Outcome(owner, Refused(Refusal.NOT_SERVING))]
         return self._appliers[command.kind](owner, command.arguments)
 
-    def settle(self, sessions: dict[int, int], clock: int, founder: int) -> list[Outcome]:
-        """Go on with these members: departed owners lose what they hold. `clock` is the highest among all of them."""
+    def settle(self, sessions: dict[int, int], clock: int, founder: int, serving: bool) -> list[Outcome]:
+        """Go on with these members: departed owners lose what they hold. `clock` is the highest among all of them.
+
+        In a part that does not serve nothing changes hands: they may be alive and served in another.
+        """
         if sessions.items() - self.sessions.items():
             self.doublings_at_loss = 0
         elif len(sessions) < len(self.sessions):
@@ -75,6 +82,9 @@ class Replica:
         self.clock = max(self.clock, clock) + 1
         if not self.lineage:
             self.lineage = founder
+        self.serving = serving
+        if not serving:
+            return []
         return [
             *self.locks.release_departed(sessions, self.clock),
             *self.barriers.settle(sessions),
@@ -120,6 +130,7 @@ class Replica:
             self.lineage,
             self.clock,
             self.doublings_at_loss,
+            self.serving,
             sorted(self.sessions.items()),
             self.locks.export(),
             self.barriers.export(),
@@ -137,8 +148,9 @@ class Replica:
 
     def adopt(self, buckets: dict[int, Bucket], rest: bytes) -> None:
         """Become another replica: `buckets` replace ours where given, `rest` is its export."""
-        lineage, clock, doublings, sessions, locks, barriers, queues = msgpack.unpackb(rest, raw=False)
+        lineage, clock, doublings, serving, sessions, locks, barriers, queues = msgpack.unpackb(rest, raw=False)
         self.lineage, self.clock, self.doublings_at_loss = lineage, clock, doublings
+        self.serving = serving
         self.sessions = dict(sessions)
         self.locks.adopt(locks)
         self.barriers.adopt(barriers)

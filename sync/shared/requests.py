@@ -60,6 +60,9 @@ class Requests:
         ticket = self._next_ticket
         self._next_ticket += 1
         self._open[ticket] = Request(kind, arguments, now)
+        if kind == Kind.RELEASE:
+            # Ours no more from here on: should the release get lost, the lease ends, because nobody renews it.
+            self.held.pop(arguments[1], None)
         return ticket
 
     def mark_ordered(self, origin: int, session: int, ticket: int) -> None:
@@ -83,9 +86,7 @@ class Requests:
             return []
         if request.kind == Kind.RENEW:
             return self._renewal_answered(request, result)
-        if request.kind == Kind.RELEASE:
-            self.held.pop(request.arguments[1], None)
-        elif isinstance(result, Granted):
+        if isinstance(result, Granted):
             name, lease_ms, _ = request.arguments
             held = Held.granted(now, request.asked_at, name, ticket, result.fencing, lease_ms / 1000)
             self.held[ticket] = held

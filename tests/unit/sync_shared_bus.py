@@ -37,6 +37,7 @@ class Bus:
         self.view = 0
         self.compare_interval_s = compare_interval_s
         self.drop_peer: Callable[[int, int], bool] = lambda source, target: False
+        self.drop_multicast: Callable[[int], bool] = lambda source: False
         self.peer_messages = 0
         self._sessions = 1000
 
@@ -51,13 +52,13 @@ class Bus:
         """The node is gone with all it held."""
         del self.members[node]
 
-    def commit(self, nodes: Iterable[int], joined: Iterable[int] = ()) -> None:
+    def commit(self, nodes: Iterable[int], joined: Iterable[int] = (), *, serving: bool = True) -> None:
         """A view of `nodes`; everything its staying members were sent before comes before it."""
         group = tuple(sorted(nodes))
         self.view += 1
         self.position += 1
         incarnations = tuple(self.members[node].incarnation for node in group)
-        view = View(self.view, group, min(group), frozenset(joined), True, self.position, incarnations, min(group))
+        view = View(self.view, group, min(group), frozenset(joined), serving, self.position, incarnations, min(group))
         for node in group:
             member = self.members[node]
             if node in joined:
@@ -130,7 +131,8 @@ class Bus:
         for effect in member.shared.take():
             match effect:
                 case MulticastCommand(_, payload, _):
-                    self.multicast(node, [payload])
+                    if not self.drop_multicast(node):
+                        self.multicast(node, [payload])
                 case SendPeer(target, payload):
                     self._send_peer(node, target, payload)
                 case Answered(ticket, result):

@@ -171,6 +171,13 @@ async def test_an_encrypted_ring_over_ipv6_carries_what_any_other_does() -> None
         await until(lambda: all(set(ring.members) == {2, 3} for ring in rings[1:]))
 
 
+async def _instead(ring: Ring, absent: str, present: str) -> None:
+    async with ring.transaction() as change:
+        change.require_absent(absent)
+        change.require_present(present)
+        change[absent] = b""
+
+
 async def test_shared_data_from_every_node() -> None:
     async with formed(3) as (first, second, third):
         changes: list[Change] = []
@@ -183,7 +190,12 @@ async def test_shared_data_from_every_node() -> None:
             change.require("config/a", version)
             change["config/a"] = b"2"
             change["other"] = b"x"
-        await until(lambda: third.data.get("config/a") == b"2")
+        with pytest.raises(VersionConflict):
+            await _instead(second, "other", "new")
+        with pytest.raises(VersionConflict):
+            await _instead(second, "new", "missing")
+        await _instead(second, "new", "other")
+        await until(lambda: third.data.get("config/a") == b"2" and third.data.get("new") == b"")
         assert [c.item.value for c in changes if c.item] == [b"1", b"2"]
         watch.cancel()
         first.data["config/a"] = b"3"

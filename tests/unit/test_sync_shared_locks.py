@@ -14,6 +14,7 @@ from sync.shared import (
     Refused,
     Result,
     Taken,
+    Unknown,
 )
 from tests.unit.sync_shared_bus import Bus
 
@@ -141,6 +142,95 @@ def test_an_expiry_that_crosses_a_renewal_is_void() -> None:
     ask(bus, 1, Kind.EXPIRE, "vip", *seen)
     assert bus.shared(1).replica.locks.get("vip") is not None
     assert bus.lost_locks(2) == []
+
+
+def test_where_nobody_serves_no_lock_changes_hands() -> None:
+    bus = Bus()
+    bus.form(1, 2, 3)
+    taken, waiting = acquire(bus, 1), acquire(bus, 3)
+    bus.commit([1, 2])
+    bus.commit([3], serving=False)
+    assert isinstance(bus.answer(3, acquire(bus, 3, name="other")), Refused), "it was on its way when the view changed"
+    assert bus.answer(3, waiting) is None
+    bus.commit([1, 2, 3], joined=[3])
+    bus.settle()
+    ask(bus, 1, Kind.RELEASE, "vip", taken)
+    assert bus.answer(3, waiting) == Unknown()
+    assert bus.shared(2).replica.locks.get("vip") is None
+
+
+def test_what_nobody_served_changes_hands_once_somebody_does() -> None:
+    bus = Bus()
+    bus.form(1, 2, 3)
+    acquire(bus, 1)
+    waiting = acquire(bus, 3)
+    bus.commit([2, 3], serving=False)
+    bus.settle()
+    assert bus.answer(3, waiting) is None
+    bus.commit([2, 3])
+    bus.settle()
+    assert isinstance(bus.answer(3, waiting), Granted)
+
+
+def test_a_lock_is_ours_for_certain_only_as_long_as_nobody_can_have_gone_on_without_us() -> None:
+    bus = Bus()
+    bus.form(1, 2)
+    ticket = acquire(bus, 1)
+    member = bus.shared(1)
+    assert not member.holds(bus.now, ticket), "the ring has promised nothing yet"
+    member.on_token(bus.now + 0.05)
+    assert member.holds(bus.now, ticket)
+    assert not member.holds(bus.now + 0.06, ticket), "it may be excluded by now"
+    member.on_token(bus.now + 2 * LEASE_MS / 1000)
+    assert not member.holds(bus.now + 1.5 * LEASE_MS / 1000, ticket), "asked before the clock could tell it"
+    bus.commit([1, 2], serving=False)
+    bus.settle()
+    assert not member.holds(bus.now, ticket)
+
+
+def test_a_release_that_is_lost_ends_with_the_lease() -> None:
+    bus = Bus()
+    bus.form(1, 2)
+    ticket = acquire(bus, 2)
+    lost = bus.shared(2).submit(bus.now, Kind.RELEASE, "vip", ticket)
+    bus.shared(2).take()  # it goes nowhere
+    bus.shared(2).on_lost(lost)
+    bus.wait(2 * LEASE_MS / 1000)
+    assert bus.answer(2, lost) == Unknown()
+    assert bus.shared(1).replica.locks.get("vip") is None
+
+
+def test_a_holder_without_a_complete_copy_does_not_spin() -> None:
+    bus = Bus()
+    bus.form(1, 2)
+    acquire(bus, 2)
+    member = bus.shared(2)
+    bus.drop_peer = lambda source, target: True
+    bus.commit([1, 2], joined=[2])
+    bus.settle()
+    bus.now += LEASE_MS / 2000
+    member.tick(bus.now)
+    assert not member.complete
+    assert member.deadline() > bus.now, "a renewal that is due has to wait"
+
+
+def test_numbers_of_a_history_given_up_are_not_used_again_though_its_news_got_lost() -> None:
+    bus = Bus()
+    bus.form(1)
+    bus.form(2)
+    for _ in range(20):
+        ask(bus, 2, Kind.RELEASE, "vip", acquire(bus, 2))
+    given_up = bus.shared(2).replica.clock
+    assert bus.shared(1).replica.clock < given_up
+    bus.drop_multicast = lambda source: source == 2
+    bus.commit([1, 2], joined=[2])
+    bus.settle()
+    assert bus.shared(2).complete
+    assert bus.shared(1).replica.clock < given_up, "the news did not get lost"
+    bus.drop_multicast = lambda source: False
+    bus.commit([1, 2])
+    bus.settle()
+    assert fencing(bus.answer(1, acquire(bus, 1))) > given_up
 
 
 def test_a_withdrawn_waiter_is_skipped() -> None:
