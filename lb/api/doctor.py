@@ -7,6 +7,15 @@ from typing import Any
 from ebpf.probe import probe
 from lb.api.routing import check_routing
 from lb.api.settings import Settings
+from lb.conntrack.kernel import ConntrackUnavailable, check_conntrack
+
+
+def _conntrack() -> dict[str, Any]:
+    try:
+        found, remedy = check_conntrack(), None
+    except ConntrackUnavailable as error:
+        found, _, remedy = str(error).partition(": ")
+    return {"name": "conntrack", "ok": remedy is None, "required": True, "detail": found, "remedy": remedy}
 
 
 def examine(settings: Settings, vips: list[dict[str, Any]]) -> dict[str, Any]:
@@ -23,4 +32,6 @@ def examine(settings: Settings, vips: list[dict[str, Any]]) -> dict[str, Any]:
         }
     )
     checks += check_routing(vips)
+    if settings.replicates_conntrack:
+        checks.append(_conntrack())
     return {"ok": all(check["ok"] or not check["required"] for check in checks), "checks": checks}

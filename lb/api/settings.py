@@ -70,6 +70,7 @@ class Settings(BaseModel):
     run_dir: Path
     state_dir: Path
     interfaces: list[str] = []
+    replicates_conntrack: bool = False
     api: ApiTable = ApiTable()
 
     @property
@@ -105,6 +106,7 @@ def load_settings(path: Path) -> Settings:
             run_dir=node.get("run_dir", "/run/lb"),
             state_dir=node.get("state_dir", "/var/lib/lb"),
             interfaces=[str(row.get("name", "")) for row in document.get("interface", [])],
+            replicates_conntrack=document.get("conntrack", {}).get("replicate", False),
             api=ApiTable.model_validate(document.get("api", {})),
         )
     except (OSError, tomllib.TOMLDecodeError) as error:

@@ -38,6 +38,7 @@ from lb.cluster.traffic import TrafficExchange
 from lb.cluster.vip_manager import VipManager
 from lb.configuration.model import ClusterConfig, Vip
 from lb.connections.replication import Replication
+from lb.conntrack.replication import ConntrackReplication
 from lb.engine.packet_engine import read_held
 from lb.events import Event
 from lb.gateway import Gateway
@@ -81,6 +82,7 @@ class Cluster:
         self.stats: ClusterStats
         self.traffic: TrafficExchange
         self.replication: Replication
+        self.conntrack: ConntrackReplication | None = None
         self.resources = Resources(node.resources, self._resource_changed)
         self._steering: SteeringTask
         self._loads: LoadMeter
@@ -143,6 +145,10 @@ class Cluster:
         self.routed.start(self.store.current)
         self.replication = Replication(gateway.node, engine.maps, self.ring, gateway.spawn, self._table_complete)
         self.own.replication = self.replication
+        if gateway.node.conntrack.replicate:
+            self.conntrack = self.own.conntrack = ConntrackReplication(
+                gateway.node, self.ring, lambda: gateway.own_addresses, lambda _: self._publish()
+            )
         self._loads = LoadMeter(engine.maps, lambda: self.store.current, self._workers)
         self.traffic = TrafficExchange(
             self.node, self.ring, lambda: gateway.control.publish("traffic", {"kind": "traffic.wanted"})
@@ -158,6 +164,8 @@ class Cluster:
         self.alone.look_around()
         self.ring.start()
         self.replication.start()
+        if self.conntrack is not None:
+            self.conntrack.start()
         self._tasks = [
             loop.create_task(self._steering.run(), name="steering"),
             loop.create_task(self._tick(), name="cluster tick"),
@@ -169,7 +177,7 @@ class Cluster:
                 await self._first_view.wait()
         except TimeoutError:
             log.warning("no view of the ring within %.0f s: going on, waiting for one", FIRST_VIEW_TIMEOUT_S)
-        self._figures.collect(self.ring, self.replication)
+        self._figures.collect(self.ring, self.replication, self.conntrack)
 
     def _subscribe(self) -> None:
         ring = self.ring
@@ -197,6 +205,8 @@ class Cluster:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._restart.close()
         await self.replication.close()
+        if self.conntrack is not None:
+            await self.conntrack.close()
         await self.store.close()
         await self.vips.close()
         await self.routed.close()
@@ -237,6 +247,8 @@ class Cluster:
             self.vips.announce_again()
         self._react()
         self.replication.take_view(view)
+        if self.conntrack is not None:
+            self.conntrack.take_view(view)
         self.gateway.board.members_changed(view.members)
         self.journal.view(before, view)
         self._first_view.set()
@@ -458,7 +470,9 @@ class Cluster:
 
     def _status(self) -> dict[str, Any]:
         connections = self.gateway.census.seen
-        return self.gateway.node_status() | {"connections": connections, "replication": self.replication.counts()}
+        tracked = {} if self.conntrack is None else {"conntrack": self.conntrack.counts()}
+        replicated = {"replication": self.replication.counts(), **tracked}
+        return self.gateway.node_status() | {"connections": connections, **replicated}
 
     def _vip_figures(self) -> VipFigures:
         return VipFigures(self._loads.rates, max(0.0, (self.lease.until - time.monotonic()) * 1000))

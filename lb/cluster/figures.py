@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from lb.cluster.ownership import Holding
 from lb.cluster.stats import TURN_BUCKETS_S
 from lb.connections.replication import Replication
+from lb.conntrack.replication import ConntrackReplication
 from lb.metrics import Registry
 from sync.driver import Ring
 from sync.events import View
@@ -26,12 +27,15 @@ class ClusterFigures:
         )
         self._left_at = 0.0
 
-    def collect(self, ring: Ring, replication: Replication) -> None:
+    def collect(self, ring: Ring, replication: Replication, conntrack: ConntrackReplication | None) -> None:
         """From now on their counters are read whenever metrics are."""
 
         def read() -> None:
             counts = {name: float(count) for name, count in replication.counts().items()}
             self._registry.import_counts("replication_total", "Replication by kind.", "what", counts)
+            if conntrack is not None:
+                tracked = {name: float(count) for name, count in conntrack.counts().items()}
+                self._registry.import_counts("conntrack_total", "Conntrack replication by kind.", "what", tracked)
             self._registry.import_counts("ring_total", "The ring's counters.", "what", ring.stats())
 
         self._registry.collect(read)

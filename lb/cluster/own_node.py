@@ -15,6 +15,7 @@ from lb.cluster.steering import LocalLink, tunnel_end
 from lb.configuration.fields import IpAddress
 from lb.configuration.node import NodeConfig
 from lb.connections.replication import Replication
+from lb.conntrack.replication import ConntrackReplication
 from lb.network.links import LinkWatch
 from sync.driver import Ring
 
@@ -60,6 +61,7 @@ class OwnNode:
         self.links = LinkWatch(asyncio.get_running_loop(), self._segments, self._watch_links)
         self._up = self._up_now()
         self.replication: Replication | None = None
+        self.conntrack: ConntrackReplication | None = None
         self.routed: RoutedVips | None = None
         self.stopping = False
         self.config_version = 0
@@ -74,8 +76,7 @@ class OwnNode:
             return Standing.OUT
         if len(self._up) < len(self._segments):
             return Standing.IMPAIRED
-        complete = self.replication is not None and self.replication.complete
-        return Standing.READY if complete else Standing.JOINING
+        return Standing.JOINING if self._missing_table() else Standing.READY
 
     def reason(self) -> str:
         """Why it is not simply in service; empty when it is."""
@@ -92,9 +93,15 @@ class OwnNode:
             return NOT_SERVING
         if len(self._up) < len(self._segments):
             return f"down: {', '.join(sorted(self._segments.keys() - self._up))}"
-        if self.replication is None or not self.replication.complete:
-            return "the connection table is not complete yet"
+        if missing := self._missing_table():
+            return f"the {missing} is not complete yet"
         return "drained by an operator" if self._state.node in self._state.drained else ""
+
+    def _missing_table(self) -> str:
+        """What this gateway still fetches from another one; empty when it has everything."""
+        if self.replication is None or not self.replication.complete:
+            return "connection table"
+        return "conntrack table" if self.conntrack is not None and not self.conntrack.complete else ""
 
     def facts(self) -> NodeFacts:
         """What this gateway tells the others of itself."""

@@ -156,6 +156,8 @@ def check_node(config: NodeConfig) -> list[Fault]:
 
 def _check_ring(config: NodeConfig) -> Iterator[Fault]:
     if config.ring is None:
+        if config.conntrack.replicate:
+            yield Fault(("conntrack", "replicate"), True, "has nobody to replicate to", "false, or a [ring] with peers")
         return
     yield from _check_ring_addresses(("ring", "listen"), config.ring.listen)
     ids = {config.node.id: config.node.name}

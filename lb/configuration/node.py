@@ -143,6 +143,18 @@ class Routes(Strict):
 
 
 @dataclass(frozen=True, slots=True)
+class Conntrack(Strict):
+    """`[conntrack]`: the kernel's connection tracking, for gateways with a stateful firewall or a translation of their
+    own."""
+
+    replicate: bool = described(
+        "Tell the other gateways what this kernel tracks, and take over what they tell, so that a survivor's firewall "
+        "and translation go on with their connections. All gateways of the cluster should say the same.",
+        default=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig(Strict):
     """The node file."""
 
@@ -153,6 +165,7 @@ class NodeConfig(Strict):
     resources: Annotated[tuple[Resource, ...], Len(0, 64)] = described("What must work.", default=(), key="resource")
     engine: Engine = described("Sizes of the packet engine.", factory=Engine)
     routes: Routes = described("Where VIPs announced as routes are put.", factory=Routes)
+    conntrack: Conntrack = described("The kernel's connection tracking.", factory=Conntrack)
     api: dict[str, Any] = described("Access to the API, see docs/api.md.", factory=dict)
 
     @property
