@@ -2,31 +2,32 @@
 """Gateways with a strict stateful firewall, or with an address translation, of their own: a gateway dies, and the
 others' kernels know its connections already."""
 
-from collections.abc import Iterator
-
 import pytest
 from netlab import cluster, faults, services
 from netlab.lab import Lab, LabMaker
 from netlab.waiting import eventually
 
-from scenarios.clients import others
-from scenarios.firewall import PORT, load_nft, moving
+from scenarios.firewall import PORT, counted, load_nft, moving
 
 COUNT = 8
-SIZE = 4 << 20
+SIZE = 2 << 20
 RATE = 1 << 20
-# A client gives up when no byte has come for this long; a takeover needs a tenth of it.
-PATIENCE_S = 4
+# A client gives up when no byte has come for this long; a takeover takes a tenth of a second.
+PATIENCE_S = 30
+# Where all is lost, nothing is gained by waiting.
+PATIENCE_WHEN_LOST_S = 3
 
 # Without SYN nothing begins, and what belongs to no connection known here goes nowhere.
 STRICT = """
 table inet strict {
+  counter strangers { }
   chain forward {
     type filter hook forward priority 0; policy drop;
-    ct state invalid drop
+    ct state invalid counter name strangers drop
     ct state established,related accept
     meta l4proto ipv6-icmp accept
     ip saddr 10.0.1.0/24 tcp flags syn / fin,syn,rst,ack ct state new accept
+    counter name strangers
   }
 }
 """
@@ -56,7 +57,7 @@ def be_strict(lab: Lab) -> None:
 
 
 @pytest.fixture(scope="module")
-def lab(make_lab: LabMaker) -> Iterator[Lab]:
+def lab(make_lab: LabMaker) -> Lab:
     made: Lab = make_lab("three-gateways", daemons=False)
     be_strict(made)
     replicate(made, True)
@@ -66,20 +67,23 @@ def lab(make_lab: LabMaker) -> Iterator[Lab]:
 
 
 def tracked(lab: Lab, node: str) -> int:
-    """Connections to the backends' port that a gateway's kernel calls assured."""
+    """Connections to the backends' port that a gateway's kernel calls established and assured."""
     listed = lab.run(node, ["cat", "/proc/net/nf_conntrack"]).stdout.splitlines()
-    return sum(f"dport={PORT}" in line and "[ASSURED]" in line for line in listed)
+    return sum(f"dport={PORT}" in line and "ESTABLISHED" in line and "[ASSURED]" in line for line in listed)
 
 
-def download_while(lab: Lab, victim: str, *, known: bool = True) -> dict[str, object]:
-    """Downloads through the gateways, one of which dies; their report."""
-    digest = services.make_content(lab.directory, "4m", SIZE)
-    options = ["--path", "/file/4m", "--rate", RATE, "--count", COUNT, "--sha256", digest, "--timeout", PATIENCE_S]
+def download_while_dying(lab: Lab, victim: str, knowing: list[str], patience_s: int = PATIENCE_S) -> dict[str, int]:
+    """Downloads through the gateways, one of which dies as soon as those have all connections; their report."""
+    digest = services.make_content(lab.directory, "2m", SIZE)
+    options = ["--path", "/file/2m", "--rate", RATE, "--count", COUNT, "--sha256", digest, "--timeout", patience_s]
     backend = lab.topology.node("b1").address("inside", 4)
+    for gateway in lab.gateways:
+        # A gateway that was dead has not seen its connections end.
+        lab.run(gateway.name, ["conntrack", "-F"])
     with lab.traffic("downloads", backend, PORT, *options) as downloads:
         eventually(lambda: moving(lab, COUNT))
-        if known:
-            eventually(lambda: all(tracked(lab, gateway.name) >= COUNT for gateway in lab.gateways))
+        for name in knowing:
+            eventually(lambda name=name: tracked(lab, name) == COUNT, what=f"{name} knows all connections")
         faults.set_links(lab, victim, up=False)
         report = downloads.wait()
     faults.heal(lab)
@@ -87,6 +91,48 @@ def download_while(lab: Lab, victim: str, *, known: bool = True) -> dict[str, ob
     return report
 
 
+def strangers(lab: Lab) -> int:
+    """Packets that the firewalls turned away."""
+    return sum(counted(lab, gateway.name)["strangers"] for gateway in lab.gateways)
+
+
+def gather_on(lab: Lab, owner: str) -> None:
+    """What is merely routed passes the owner of the addresses, and one gateway owns them all."""
+    file = lab.directory / "unsteered.toml"
+    file.write_text((lab.directory / "cluster.toml").read_text().replace("[routed]\n", ""))
+    lab.apply(owner, file)
+    for address in [lab.topology.vip(4, segment) for segment in ("outside", "inside")]:
+        if cluster.owner(lab, address) != owner:
+            lab.api(owner, "POST", f"/v1/vips/{address}/move", {"node": owner})
+        eventually(lambda address=address: cluster.owner(lab, address) == owner)
+
+
 def test_filtered_connections_go_on_through_the_survivors(lab: Lab) -> None:
-    report = download_while(lab, "gw2")
+    report = download_while_dying(lab, "gw2", [gateway.name for gateway in lab.gateways])
     assert (report["complete"], report["failed"]) == (COUNT, 0), report
+
+
+def test_translated_connections_go_on_through_the_survivors(lab: Lab) -> None:
+    rules = TRANSLATED % (PORT, lab.topology.vip(4, "inside"))
+    for gateway in lab.gateways:
+        lab.inside(gateway.name, load_nft, rules)
+    gather_on(lab, "gw1")
+    report = download_while_dying(lab, "gw1", [gateway.name for gateway in lab.gateways])
+    for gateway in lab.gateways:
+        lab.run(gateway.name, ["nft", "delete", "table", "ip", "translated"])
+    assert (report["complete"], report["failed"]) == (COUNT, 0), report
+
+
+def test_without_replication_the_survivors_firewalls_end_the_connections(lab: Lab) -> None:
+    replicate(lab, False)
+    for gateway in lab.gateways:
+        lab.stop(f"{gateway.name}/lbd")
+        lab.start_daemon(gateway.name, wait=False)
+    for gateway in lab.gateways:
+        lab.wait_ready(gateway.name)
+    cluster.settle(lab)
+    gather_on(lab, "gw1")
+    before = strangers(lab)
+    report = download_while_dying(lab, "gw1", ["gw1"], PATIENCE_WHEN_LOST_S)
+    assert (report["complete"], report["failed"]) == (0, COUNT), report
+    assert strangers(lab) > before
