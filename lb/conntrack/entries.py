@@ -128,7 +128,9 @@ def well_formed(entries: Entries) -> Mask:
     state = entries["tcp_state"]
     good: Mask = np.isin(entries["kind"], list(Kind)) & np.isin(entries["protocol"], PROTOCOLS)
     good &= (entries["family"] == AF_INET) | (entries["family"] == AF_INET6)
-    good &= np.where(tcp, (state >= TcpState.SYN_SENT) & (state <= TcpState.CLOSE), state == 0)
+    # Older kernels do not say in which state what is deleted was.
+    least = np.where(entries["kind"] == Kind.DELETED, 0, TcpState.SYN_SENT)
+    good &= np.where(tcp, (state >= least) & (state <= TcpState.CLOSE), state == 0)
     good &= (entries["status"] & ~np.uint32(TOLD_STATUS)) == 0
     good &= (entries["timeout_s"] > 0) | (entries["kind"] == Kind.DELETED)
     good &= entries["timeout_s"] <= TIMEOUT_S_MAX

@@ -2,9 +2,11 @@
 """Gateways with a strict stateful firewall, or with an address translation, of their own: a gateway dies, and the
 others' kernels know its connections already."""
 
+from functools import partial
+
 import pytest
 from netlab import cluster, faults, services
-from netlab.lab import Lab, LabMaker
+from netlab.lab import Argument, Lab, LabMaker
 from netlab.waiting import eventually
 
 from scenarios.firewall import PORT, counted, load_nft, moving
@@ -66,24 +68,47 @@ def lab(make_lab: LabMaker) -> Lab:
     return made
 
 
+def names(lab: Lab) -> list[str]:
+    return [gateway.name for gateway in lab.gateways]
+
+
 def tracked(lab: Lab, node: str) -> int:
     """Connections to the backends' port that a gateway's kernel calls established and assured."""
     listed = lab.run(node, ["cat", "/proc/net/nf_conntrack"]).stdout.splitlines()
     return sum(f"dport={PORT}" in line and "ESTABLISHED" in line and "[ASSURED]" in line for line in listed)
 
 
+def knows_all(lab: Lab, node: str) -> bool:
+    return tracked(lab, node) == COUNT
+
+
+def forget_all(lab: Lab, *nodes: str) -> None:
+    for node in nodes:
+        lab.run(node, ["conntrack", "-F"])
+
+
 def download_while_dying(lab: Lab, victim: str, knowing: list[str], patience_s: int = PATIENCE_S) -> dict[str, int]:
     """Downloads through the gateways, one of which dies as soon as those have all connections; their report."""
     digest = services.make_content(lab.directory, "2m", SIZE)
-    options = ["--path", "/file/2m", "--rate", RATE, "--count", COUNT, "--sha256", digest, "--timeout", patience_s]
+    options: list[Argument] = [
+        "--path",
+        "/file/2m",
+        "--rate",
+        RATE,
+        "--count",
+        COUNT,
+        "--sha256",
+        digest,
+        "--timeout",
+        patience_s,
+    ]
     backend = lab.topology.node("b1").address("inside", 4)
-    for gateway in lab.gateways:
-        # A gateway that was dead has not seen its connections end.
-        lab.run(gateway.name, ["conntrack", "-F"])
+    # A gateway that was dead has not seen its connections end.
+    forget_all(lab, *names(lab))
     with lab.traffic("downloads", backend, PORT, *options) as downloads:
         eventually(lambda: moving(lab, COUNT))
         for name in knowing:
-            eventually(lambda name=name: tracked(lab, name) == COUNT, what=f"{name} knows all connections")
+            eventually(partial(knows_all, lab, name))
         faults.set_links(lab, victim, up=False)
         report = downloads.wait()
     faults.heal(lab)
@@ -101,15 +126,31 @@ def gather_on(lab: Lab, owner: str) -> None:
     file = lab.directory / "unsteered.toml"
     file.write_text((lab.directory / "cluster.toml").read_text().replace("[routed]\n", ""))
     lab.apply(owner, file)
-    for address in [lab.topology.vip(4, segment) for segment in ("outside", "inside")]:
+    addresses = [lab.topology.vip(4, segment) for segment in ("outside", "inside")]
+    for address in addresses:
         if cluster.owner(lab, address) != owner:
             lab.api(owner, "POST", f"/v1/vips/{address}/move", {"node": owner})
-        eventually(lambda address=address: cluster.owner(lab, address) == owner)
+    eventually(lambda: {cluster.owners(lab)[address] for address in addresses} == {owner})
 
 
 def test_filtered_connections_go_on_through_the_survivors(lab: Lab) -> None:
-    report = download_while_dying(lab, "gw2", [gateway.name for gateway in lab.gateways])
+    report = download_while_dying(lab, "gw2", names(lab))
     assert (report["complete"], report["failed"]) == (COUNT, 0), report
+
+
+def test_a_gateway_that_returns_gets_the_table(lab: Lab) -> None:
+    forget_all(lab, *names(lab))
+    backend = lab.topology.node("b1").address("inside", 4)
+    options: list[Argument] = ["--connections", COUNT, "--concurrency", COUNT, "--requests", 0, "--interval", 0.05]
+    with lab.traffic("http_load", backend, PORT, *options) as held:
+        for name in names(lab):
+            eventually(partial(knows_all, lab, name))
+        lab.stop("gw3/lbd")
+        forget_all(lab, "gw3")
+        lab.start_daemon("gw3")
+        eventually(partial(knows_all, lab, "gw3"))
+        cluster.settle(lab)
+    assert (held.report["failed"], held.report["lost_connections"]) == (0, 0), held.report
 
 
 def test_translated_connections_go_on_through_the_survivors(lab: Lab) -> None:
@@ -117,7 +158,7 @@ def test_translated_connections_go_on_through_the_survivors(lab: Lab) -> None:
     for gateway in lab.gateways:
         lab.inside(gateway.name, load_nft, rules)
     gather_on(lab, "gw1")
-    report = download_while_dying(lab, "gw1", [gateway.name for gateway in lab.gateways])
+    report = download_while_dying(lab, "gw1", names(lab))
     for gateway in lab.gateways:
         lab.run(gateway.name, ["nft", "delete", "table", "ip", "translated"])
     assert (report["complete"], report["failed"]) == (COUNT, 0), report
