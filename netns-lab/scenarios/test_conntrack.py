@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 from netlab import cluster, faults, services
+from netlab.commands import load_nft
 from netlab.lab import Argument, Lab, LabMaker
 from netlab.waiting import eventually
 
-from scenarios.firewall import PORT, counted, load_nft, moving
+from scenarios.firewall import PORT, counted, moving
 
 COUNT = 8
 SIZE = 2 << 20
