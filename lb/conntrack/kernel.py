@@ -33,6 +33,7 @@ from lb.conntrack.attributes import (
 )
 from lb.conntrack.entries import TRANSLATED, Entries, Kind, Status, TcpState
 from lb.conntrack.event_filter import event_filter
+from lb.conntrack.mailbox import Mailbox
 from lb.conntrack.parsing import Parser
 from lb.conntrack.requests import Ask, requests
 
@@ -50,21 +51,10 @@ _NETLINK_NETFILTER = 12
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NETLINK_CAP_ACK = 270, 1, 10
 _SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 26, 32, 33
 _ERROR = struct.Struct("=i")
-# struct mmsghdr and struct iovec of a 64-bit machine.
-_MESSAGE = np.dtype(
-    {
-        "names": ["vector", "vector_length", "flags", "length"],
-        "formats": ["u8", "u8", "i4", "u4"],
-        "offsets": [16, 24, 48, 56],
-        "itemsize": 64,
-    }
-)
-_VECTOR = np.dtype([("base", "u8"), ("length", "u8")])
 # An error: its header, the number, the header of the request it is about.
 _REFUSAL = np.dtype(
     {"names": ["type", "error", "sequence"], "formats": ["<u2", "<i4", "<u4"], "offsets": [4, 16, 28], "itemsize": 40}
 )
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class ConntrackUnavailable(OSError):
@@ -121,17 +111,9 @@ class EventReader:
     """Events of entries that matter, many with one system call. `own_port`: what that socket writes is not told."""
 
     def __init__(self, own_port: int) -> None:
-        self._rows = np.zeros(EVENTS_PER_READ_MAX * EVENT_BYTES_MAX + 8, np.uint8)
-        self._vectors = np.zeros(EVENTS_PER_READ_MAX, _VECTOR)
-        self._messages = np.zeros(EVENTS_PER_READ_MAX, _MESSAGE)
-        numbers = np.arange(EVENTS_PER_READ_MAX, dtype=np.uint64)
-        self._starts = (numbers * np.uint64(EVENT_BYTES_MAX)).astype(np.intp)
-        self._vectors["base"] = np.uint64(self._rows.ctypes.data) + numbers * np.uint64(EVENT_BYTES_MAX)
-        self._vectors["length"] = EVENT_BYTES_MAX
-        self._messages["vector"] = np.uint64(self._vectors.ctypes.data) + numbers * np.uint64(_VECTOR.itemsize)
-        self._messages["vector_length"] = 1
         self.parser = Parser()
         self._socket = _open(EVENT_BUFFER_BYTES)
+        self._mailbox = Mailbox(self._socket, EVENTS_PER_READ_MAX, EVENT_BYTES_MAX)
         try:
             self._listen(own_port)
         except OSError:
@@ -152,25 +134,14 @@ class EventReader:
     def read(self) -> tuple[Entries, int]:
         """Entries of the events that are there now, in order, and how many events there were; does not wait. Raises
         EventsLost, once each time."""
-        count = _LIBC.recvmmsg(
-            self._socket.fileno(),
-            ctypes.c_void_p(self._messages.ctypes.data),
-            EVENTS_PER_READ_MAX,
-            socket.MSG_DONTWAIT,
-            None,
-        )
-        if count < 0:
-            number = ctypes.get_errno()
-            if number == errno.ENOBUFS:
-                raise EventsLost
-            if number not in (errno.EAGAIN, errno.EINTR):
-                raise OSError(number, f"conntrack events: {os.strerror(number)}")
-            count = 0
-        arrived = self._messages[:count]
-        whole = (arrived["flags"] & int(socket.MSG_TRUNC)) == 0
-        self.parser.unread += count - int(whole.sum())
-        lengths = arrived["length"][whole].astype(np.intp)
-        return self.parser.read(self._rows, self._starts[:count][whole], lengths), count
+        try:
+            starts, lengths, count = self._mailbox.receive()
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                raise EventsLost from None
+            raise
+        self.parser.unread += count - len(starts)
+        return self.parser.read(self._mailbox.buffer, starts, lengths), count
 
     def close(self) -> None:
         self._socket.close()
@@ -230,8 +201,7 @@ class TableWriter:
 
     def __init__(self) -> None:
         self._socket = _open(EVENT_BUFFER_BYTES)
-        self._answers = np.zeros((REQUESTS_PER_SEND_MAX, _REFUSAL.itemsize), np.uint8)
-        self._socket.setblocking(False)
+        self._mailbox = Mailbox(self._socket, REQUESTS_PER_SEND_MAX, _REFUSAL.itemsize)
         self.counts = WriteCounts()
         self.refusals: dict[str, int] = {}
 
@@ -307,14 +277,10 @@ class TableWriter:
         return np.concatenate(found) if found else np.zeros(0, _REFUSAL)
 
     def _answered(self) -> npt.NDArray[np.void]:
-        count, receive, rows = 0, self._socket.recv_into, self._answers
-        while count < len(rows):
-            try:
-                receive(rows[count].data)
-            except BlockingIOError:
-                break
-            count += 1
-        answers = rows[:count].copy().view(_REFUSAL)[:, 0]
+        """Refusals of what was sent last; there is room for all of them."""
+        starts, _, _ = self._mailbox.receive()
+        rows = self._mailbox.buffer[: self._mailbox.count * self._mailbox.size].view(_REFUSAL)
+        answers = rows[starts // self._mailbox.size].copy()
         errors: npt.NDArray[np.void] = answers[answers["type"] == NLMSG_ERROR]
         return errors
 
