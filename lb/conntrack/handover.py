@@ -21,7 +21,7 @@ from lb.conntrack.inbox import Inbox
 BYTES_PER_S_MAX = 32 << 20
 PART_ENTRIES_MAX = 4096
 SERVED_AT_ONCE_MAX = 2
-SILENCE_S = 3.0
+SILENCE_S = 5.0
 
 
 Table = Generator[Entries, None, None]
@@ -36,13 +36,22 @@ class HandoverError(Exception):
 
 
 class Giver:
-    """Serves asks. `table()` gives what is worth telling, in pieces, and may raise OSError."""
+    """Serves asks. `table()` gives what is worth telling, in pieces, and may raise OSError; `given` sees each part that
+    has arrived."""
 
-    def __init__(self, table: Callable[[], Table], executor: Executor, send: Send, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        table: Callable[[], Table],
+        executor: Executor,
+        send: Send,
+        ready: Callable[[], bool],
+        given: Callable[[Entries], None],
+    ) -> None:
         self._table = table
         self._executor = executor
         self._send = send
         self._ready = ready
+        self._given = given
         self._tasks: set[asyncio.Task[None]] = set()
         self.entries = 0
         self.refused = 0
@@ -85,6 +94,7 @@ class Giver:
         while len(entries := await loop.run_in_executor(self._executor, take, pieces, PART_ENTRIES_MAX)):
             message = message_of(Kind.PART, transfer, pack_entries(entries))
             await self._send(peer, message)
+            self._given(entries)
             count += len(entries)
             self.entries += len(entries)
             due = max(due, loop.time() - 0.1) + len(message) / BYTES_PER_S_MAX

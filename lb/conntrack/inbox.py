@@ -79,9 +79,11 @@ class Inbox:
             taken.append(self._queue.popleft())
             size += len(taken[-1])
         self._running = self._executor.submit(self._write_all, taken)
-        self._running.add_done_callback(lambda _: self._call_soon(lambda: self._finish(size)))
+        self._running.add_done_callback(lambda done: self._call_soon(lambda: self._finish(size, done)))
 
-    def _finish(self, size: int) -> None:
+    def _finish(self, size: int, done: Future[None]) -> None:
+        if done.exception() is not None:
+            log.error("conntrack entries of peers were not written", exc_info=done.exception())
         self._queued_bytes -= size
         self._running = None
         if self._queue:

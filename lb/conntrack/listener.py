@@ -86,11 +86,15 @@ class Listener:
         ready.register(self._wake, select.POLLIN)
         while not self._stopping.is_set():
             ready.poll()
-            gathered, more = self._gather()
-            if len(gathered):
-                self._tell(gathered)
-            if not more:
+            if not self.take():
                 self._stopping.wait(GATHER_S)
+
+    def take(self) -> bool:
+        """Tell of the events that are there, up to a message's worth. Whether there may be more."""
+        gathered, more = self._gather()
+        if len(gathered):
+            self._tell(gathered)
+        return more
 
     def _gather(self) -> tuple[Entries, bool]:
         """What is there, up to a message's worth, and whether there may be more."""

@@ -20,11 +20,11 @@ from lb.configuration.fields import IpAddress
 from lb.configuration.node import NodeConfig, split_address
 from lb.connections.records import RecordsError
 from lb.connections.transfer import Kind
-from lb.conntrack.entries import SEED_BYTES, Hasher, Hashes, hash_addresses, pack_addresses, to_tell
+from lb.conntrack.entries import SEED_BYTES, Entries, Hasher, Hashes, hash_addresses, pack_addresses, to_tell
 from lb.conntrack.handover import Giver, HandoverError, Table, Taker, read_ask
 from lb.conntrack.inbox import Inbox
 from lb.conntrack.kernel import EventReader, TableWriter, check_conntrack, dump_table
-from lb.conntrack.listener import Listener
+from lb.conntrack.listener import Listener, monotonic_s
 from lb.conntrack.survey import Survey
 from lb.conntrack.told import Told
 from lb.process.workers import worker_pool
@@ -77,7 +77,7 @@ class ConntrackReplication:
         )
         self.listener = Listener(self._reader, self._hasher, self._told, self._own, self._hand_over, self._lost)
         self.survey = Survey(self._table, self._told, self._hasher, self._reading, self._publish, self._may_tell)
-        self.giver = Giver(self._table, self._reading, self._send, lambda: self.complete)
+        self.giver = Giver(self._table, self._reading, self._send, lambda: self.complete, self._given)
         self.taker = Taker(self.inbox, self._writing, self._send)
         self.complete = False
         self.sent = 0
@@ -142,6 +142,7 @@ class ConntrackReplication:
             "surveys": self.survey.surveys,
             "surveys_failed": self.survey.failed,
             "told_by_survey": self.survey.told,
+            **{f"kernel_refused_{name.lower()}": count for name, count in dict(self._writer.refusals).items()},
         }
 
     # --- what the kernel says ----------------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ class ConntrackReplication:
     def _listen(self) -> None:
         try:
             self.listener.run()
-        except OSError:
+        except Exception:
             log.exception("conntrack events end here: entries reach peers by surveys only; restart lbd")
 
     def _own(self) -> Hashes:
@@ -256,6 +257,11 @@ class ConntrackReplication:
             self.giver.asked(message.peer, transfer)
         else:
             self.taker.received(message.peer, kind, transfer, body)
+
+    def _given(self, entries: Entries) -> None:
+        """A joiner has these entries. If nobody else is there, everybody knows them."""
+        if self._view is not None and len(self._view.members) == 2:
+            self._told.note(entries, self._hasher(entries), monotonic_s())
 
     def _fetch_anew(self) -> None:
         if self._fetching is not None:

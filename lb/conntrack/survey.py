@@ -84,6 +84,9 @@ class Survey:
         except OSError as error:
             self.failed += 1
             log.warning("%s; peers are told of the rest at the next survey", error)
+        except Exception:
+            self.failed += 1
+            log.exception("a survey of the conntrack table ended early")
         finally:
             self._told.abandon_survey()
             self._executor.submit(pieces.close)
