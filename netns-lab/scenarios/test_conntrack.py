@@ -20,6 +20,8 @@ PATIENCE_S = 30
 # Where all is lost, nothing is gained by waiting.
 PATIENCE_WHEN_LOST_S = 3
 
+TABLE = "\n[conntrack]\n"
+
 # Without SYN nothing begins, and what belongs to no connection known here goes nowhere.
 STRICT = """
 table inet strict {
@@ -45,11 +47,38 @@ table ip translated {
 """
 
 
-def replicate(lab: Lab, wanted: bool) -> None:
-    for gateway in lab.gateways:
-        file = lab.directory / gateway.name / "node.toml"
-        text = file.read_text().partition("\n[conntrack]\n")[0]
-        file.write_text(f"{text}\n[conntrack]\nreplicate = {str(wanted).lower()}\n")
+def names(lab: Lab) -> list[str]:
+    return [gateway.name for gateway in lab.gateways]
+
+
+def replicate(lab: Lab, wanted: bool, *nodes: str) -> bool:
+    """Say so in the node files; whether any of them said something else."""
+    changed = False
+    for name in nodes:
+        file = lab.directory / name / "node.toml"
+        before = file.read_text()
+        file.write_text(f"{before.partition(TABLE)[0]}{TABLE}replicate = {str(wanted).lower()}\n")
+        changed |= file.read_text() != before
+    return changed
+
+
+def forgetful(lab: Lab, node: str) -> None:
+    """This gateway alone does not replicate, and knows nothing."""
+    if replicate(lab, False, node):
+        lab.stop(f"{node}/lbd")
+        lab.start_daemon(node)
+        cluster.settle(lab)
+    forget_all(lab, node)
+
+
+def whole(lab: Lab) -> None:
+    """All gateways are there and replicate."""
+    faults.heal(lab)
+    for name in names(lab):
+        if replicate(lab, True, name):
+            lab.stop(f"{name}/lbd")
+            lab.start_daemon(name)
+    cluster.settle(lab)
 
 
 def be_strict(lab: Lab) -> None:
@@ -63,14 +92,10 @@ def be_strict(lab: Lab) -> None:
 def lab(make_lab: LabMaker) -> Lab:
     made: Lab = make_lab("three-gateways", daemons=False)
     be_strict(made)
-    replicate(made, True)
+    replicate(made, True, *names(made))
     made.start_gateways()
     cluster.settle(made)
     return made
-
-
-def names(lab: Lab) -> list[str]:
-    return [gateway.name for gateway in lab.gateways]
 
 
 def tracked(lab: Lab, node: str) -> int:
@@ -111,21 +136,19 @@ def download_while_dying(lab: Lab, victim: str, knowing: list[str], patience_s: 
         for name in knowing:
             eventually(partial(knows_all, lab, name))
         faults.set_links(lab, victim, up=False)
-        report = downloads.wait()
-    faults.heal(lab)
-    cluster.settle(lab)
-    return report
+        return downloads.wait()
 
 
 def strangers(lab: Lab) -> int:
     """Packets that the firewalls turned away."""
-    return sum(counted(lab, gateway.name)["strangers"] for gateway in lab.gateways)
+    return sum(counted(lab, name)["strangers"] for name in names(lab))
 
 
-def gather_on(lab: Lab, owner: str) -> None:
-    """What is merely routed passes the owner of the addresses, and one gateway owns them all."""
-    file = lab.directory / "unsteered.toml"
-    file.write_text((lab.directory / "cluster.toml").read_text().replace("[routed]\n", ""))
+def gather_on(lab: Lab, owner: str, then: str) -> None:
+    """What is merely routed passes the owner of the addresses; one gateway owns them all, and then that other one."""
+    file = lab.directory / "gathered.toml"
+    text = (lab.directory / "cluster.toml").read_text().replace("[routed]\n", "")
+    file.write_text(text.replace("[[vip]]\n", f'[[vip]]\nprefer = ["{owner}", "{then}"]\n'))
     lab.apply(owner, file)
     addresses = [lab.topology.vip(4, segment) for segment in ("outside", "inside")]
     for address in addresses:
@@ -135,11 +158,14 @@ def gather_on(lab: Lab, owner: str) -> None:
 
 
 def test_filtered_connections_go_on_through_the_survivors(lab: Lab) -> None:
+    whole(lab)
+    lab.apply("gw1", lab.directory / "cluster.toml")
     report = download_while_dying(lab, "gw2", names(lab))
     assert (report["complete"], report["failed"]) == (COUNT, 0), report
 
 
 def test_a_gateway_that_returns_gets_the_table(lab: Lab) -> None:
+    whole(lab)
     forget_all(lab, *names(lab))
     backend = lab.topology.node("b1").address("inside", 4)
     options: list[Argument] = ["--connections", COUNT, "--concurrency", COUNT, "--requests", 0, "--interval", 0.05]
@@ -155,26 +181,22 @@ def test_a_gateway_that_returns_gets_the_table(lab: Lab) -> None:
 
 
 def test_translated_connections_go_on_through_the_survivors(lab: Lab) -> None:
+    whole(lab)
     rules = TRANSLATED % (PORT, lab.topology.vip(4, "inside"))
-    for gateway in lab.gateways:
-        lab.inside(gateway.name, load_nft, rules)
-    gather_on(lab, "gw1")
+    for name in names(lab):
+        lab.inside(name, load_nft, rules)
+    gather_on(lab, "gw1", "gw2")
     report = download_while_dying(lab, "gw1", names(lab))
-    for gateway in lab.gateways:
-        lab.run(gateway.name, ["nft", "delete", "table", "ip", "translated"])
+    for name in names(lab):
+        lab.run(name, ["nft", "delete", "table", "ip", "translated"])
     assert (report["complete"], report["failed"]) == (COUNT, 0), report
 
 
-def test_without_replication_the_survivors_firewalls_end_the_connections(lab: Lab) -> None:
-    replicate(lab, False)
-    for gateway in lab.gateways:
-        lab.stop(f"{gateway.name}/lbd")
-        lab.start_daemon(gateway.name, wait=False)
-    for gateway in lab.gateways:
-        lab.wait_ready(gateway.name)
-    cluster.settle(lab)
-    gather_on(lab, "gw1")
+def test_a_survivor_that_does_not_replicate_ends_the_connections(lab: Lab) -> None:
+    whole(lab)
+    forgetful(lab, "gw3")
+    gather_on(lab, "gw1", "gw3")
     before = strangers(lab)
-    report = download_while_dying(lab, "gw1", ["gw1"], PATIENCE_WHEN_LOST_S)
+    report = download_while_dying(lab, "gw1", ["gw1", "gw2"], PATIENCE_WHEN_LOST_S)
     assert (report["complete"], report["failed"]) == (0, COUNT), report
     assert strangers(lab) > before
