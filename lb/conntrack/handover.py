@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole table to a gateway that joins: it asks one member, which sends what its kernel has, at a bounded rate.
 
-Messages are those of `lb.connections.transfer`. What the ring brings meanwhile is newer: an entry that is there is
-left as it is.
+Messages are those of `lb.connections.transfer`. What the group has is newer than what the joiner still has from
+before; what the ring and the joiner's own kernel tell meanwhile is newer than both.
 """
 
 import asyncio
@@ -10,13 +10,13 @@ import contextlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
 from lb.connections.records import RecordsError
 from lb.connections.transfer import End, Kind, Scope, Send, end_of, message_of, read_end, read_message
 from lb.conntrack.entries import ENTRY, Entries, pack_entries
-from lb.conntrack.inbox import Inbox
 
 BYTES_PER_S_MAX = 32 << 20
 PART_ENTRIES_MAX = 4096
@@ -33,6 +33,14 @@ class HandoverError(Exception):
     def __init__(self, text: str, *, silent: bool = False) -> None:
         super().__init__(text)
         self.silent = silent
+
+
+class Sink(Protocol):
+    """Where transferred entries go."""
+
+    def write(self, message: memoryview, *, transferred: bool) -> int:
+        """Take a message's entries in, in the writing thread; how many there were."""
+        ...
 
 
 class Giver:
@@ -105,7 +113,7 @@ class Giver:
 class Taker:
     """Fetches the table of one member at a time."""
 
-    def __init__(self, inbox: Inbox, executor: Executor, send: Send) -> None:
+    def __init__(self, inbox: Sink, executor: Executor, send: Send) -> None:
         self._inbox = inbox
         self._executor = executor
         self._send = send
@@ -146,7 +154,7 @@ class Taker:
         """A PART or END has come. Parts are written in order, by one thread, and the END after them."""
         if (peer, transfer) != (self._giver, self._transfer):
             return
-        work = partial(self._inbox.write, body, fill=True) if kind is Kind.PART else _nothing
+        work = partial(self._inbox.write, body, transferred=True) if kind is Kind.PART else _nothing
         done = asyncio.get_running_loop().run_in_executor(self._executor, work)
         end = read_end(body) if kind is Kind.END else None
         done.add_done_callback(lambda written: self._written(peer, transfer, written.result(), end))

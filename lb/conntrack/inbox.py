@@ -93,9 +93,9 @@ class Inbox:
         for message in messages:
             self.write(message)
 
-    def write(self, message: Payload, *, fill: bool = False) -> int:
-        """Write a message's entries, here and now; with `fill` only those that are missing. How many entries it had.
-        In the writing thread."""
+    def write(self, message: Payload, *, transferred: bool = False) -> int:
+        """Write a message's entries, here and now; those `transferred` from a table over nothing that is newer. How
+        many entries it had. In the writing thread."""
         try:
             entries = unpack_entries(message)
         except EntriesError as error:
@@ -108,11 +108,13 @@ class Inbox:
         entries = entries[good]
         hashes = self._hasher(entries)
         last = latest(entries, hashes)
+        if transferred:
+            last = last[~self._told.older(hashes[last])]
         entries, hashes = entries[last], hashes[last]
         # First told, then written: a survey between the two would tell its tellers.
-        self._told.note(entries, hashes, monotonic_s())
+        self._told.note(entries, hashes, monotonic_s(), transferred=transferred)
         try:
-            (self._writer.fill if fill else self._writer.apply)(entries)
+            (self._writer.fill if transferred else self._writer.apply)(entries)
         except OSError as error:
             self.counts.failed_writes += len(entries)
             log.warning("%d entries could not be written into the kernel's table: %s", len(entries), error)

@@ -96,7 +96,8 @@ def check_conntrack() -> str:
         switched_on = EVENTS_SWITCH.read_text().strip() != "0"
     except FileNotFoundError:
         raise ConntrackUnavailable(
-            "this kernel reports no conntrack events: a kernel with CONFIG_NF_CONNTRACK_EVENTS is needed"
+            "this kernel reports no conntrack events: `modprobe nf_conntrack`, or a kernel with "
+            "CONFIG_NF_CONNTRACK_EVENTS"
         ) from None
     if not switched_on:
         raise ConntrackUnavailable("conntrack events are switched off: `sysctl -w net.netfilter.nf_conntrack_events=1`")
@@ -214,12 +215,13 @@ class TableWriter:
         self._socket.close()
 
     def fill(self, entries: Entries) -> None:
-        """Create what is missing; what is there is newer."""
+        """Create what is missing, and bring up to date what is there."""
         refused = self._ask(Ask.CREATE, entries)
-        present = _where(refused, errno.EEXIST)
-        self.counts.present += len(present)
         self.counts.created += len(entries) - len(refused)
         self._note(refused, errno.EEXIST)
+        present = entries[_where(refused, errno.EEXIST)]
+        self.counts.present += len(present)
+        self._change(present)
 
     def apply(self, entries: Entries) -> None:
         """Make the table say what the entries say; one entry a key."""

@@ -89,6 +89,7 @@ class ConntrackReplication:
         self._given_up: set[int] = set()
         self._silent: set[int] = set()
         self._fetching: asyncio.Task[None] | None = None
+        self._one_fetch = asyncio.Lock()
         self._surveying: asyncio.Task[None] | None = None
         self._own_known: tuple[list[IpAddress], Hashes] = ([], hash_addresses(pack_addresses(())))
         self._closed = False
@@ -280,23 +281,30 @@ class ConntrackReplication:
         return [node for node in able if node not in self._given_up] or able
 
     async def _fetch(self) -> None:
-        for _ in range(FETCH_ATTEMPTS_MAX):
-            givers = self._givers()
-            if not givers:
-                break  # nobody is left who would know more than this gateway
-            try:
-                await self.taker.fetch(givers[0])
-                break
-            except HandoverError as error:
-                (self._silent if error.silent else self._given_up).add(givers[0])
-                log.warning("%s", error)
-            await asyncio.sleep(FETCH_RETRY_S)
-        else:
-            log.error("no gateway gave its conntrack table in %d attempts: going on without", FETCH_ATTEMPTS_MAX)
+        # One that was cancelled for this one first comes to its end.
+        async with self._one_fetch:
+            await self._fetch_from_somebody()
         self._fetching = None
         self._set_complete(True)
         # What only this gateway has.
         self.survey.soon()
+
+    async def _fetch_from_somebody(self) -> None:
+        for _ in range(FETCH_ATTEMPTS_MAX):
+            givers = self._givers()
+            if not givers:
+                return  # nobody is left who would know more than this gateway
+            self._told.begin_transfer()
+            try:
+                await self.taker.fetch(givers[0])
+                return
+            except HandoverError as error:
+                (self._silent if error.silent else self._given_up).add(givers[0])
+                log.warning("%s", error)
+            finally:
+                self._told.end_transfer()
+            await asyncio.sleep(FETCH_RETRY_S)
+        log.error("no gateway gave its conntrack table in %d attempts: going on without", FETCH_ATTEMPTS_MAX)
 
     def _set_complete(self, complete: bool) -> None:
         if complete != self.complete:

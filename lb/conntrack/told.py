@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
+from lb.connections.taker import Known
 from lb.conntrack.entries import Entries, Hasher, Hashes, Mask, summaries
 
 COMPACT_AFTER = 1 << 16
@@ -33,12 +34,29 @@ class Told:
         self._fresh: list[Rows] = []
         self._fresh_count = 0
         self._surveying = False
+        self._newer: Known | None = None
 
     def __len__(self) -> int:
         return len(self._sorted) + self._fresh_count
 
-    def note(self, entries: Entries, hashes: Hashes, now_s: int) -> None:
+    def begin_transfer(self) -> None:
+        """A table is going to come that may be older than what is noted from now on."""
+        self._newer = Known()
+
+    def end_transfer(self) -> None:
+        """It has come, or will not."""
+        self._newer = None
+
+    def older(self, hashes: Hashes) -> Mask:
+        """Which transferred entries are older than what has been noted meanwhile."""
+        newer = self._newer
+        return np.zeros(len(hashes), np.bool_) if newer is None else newer.contains(hashes)
+
+    def note(self, entries: Entries, hashes: Hashes, now_s: int, *, transferred: bool = False) -> None:
         """Peers have been told of these entries, or have told of them."""
+        newer = self._newer
+        if newer is not None and not transferred:
+            newer.add(hashes)
         rows = np.zeros(len(entries), _ROW)
         rows["hash"], rows["summary"] = hashes, summaries(entries)
         rows["until_s"] = entries["timeout_s"] + np.uint32(now_s)

@@ -390,6 +390,18 @@ def test_of_two_words_on_one_entry_the_later_counts() -> None:
     assert news(told, entries, 100) == [True]
 
 
+def test_a_transferred_entry_is_older_than_what_was_told_meanwhile() -> None:
+    entries = some_entries(3)
+    hashes = HASHER(entries)
+    told = noted(entries[:1])
+    told.begin_transfer()
+    told.note(entries[1:2], hashes[1:2], 100)
+    told.note(entries[2:], hashes[2:], 100, transferred=True)
+    assert told.older(hashes).tolist() == [False, True, False]
+    told.end_transfer()
+    assert told.older(hashes).tolist() == [False, False, False]
+
+
 def test_request_rows_lie_behind_each_other() -> None:
     """Many requests are sent with one call: rows are contiguous and whole messages."""
     rows: list[Rows] = [rows for rows, _ in requests(Ask.CREATE, some_entries(7))]

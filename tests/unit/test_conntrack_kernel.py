@@ -50,6 +50,7 @@ seen["timeouts"] = sorted({int(t) // 10 * 10 for t in got["timeout_s"] + 9})
 seen["again"] = apply(writer, all_kinds)
 writer.fill(all_kinds)
 seen["present"] = writer.counts.present
+seen["translated still"] = sorted(p for p in table()["reply_destination_port"].tolist() if p > 5000)
 closing = some_entries(3, tcp_state=TcpState.TIME_WAIT, timeout_s=100)
 seen["closing"] = apply(writer, closing)
 seen["closed"] = (table()["tcp_state"] == TcpState.TIME_WAIT).sum().item()
@@ -85,7 +86,7 @@ def test_what_is_written_is_what_the_kernel_has() -> None:
     assert seen["liberal"] == [0, 3 | 8]
     # What translates is made anew: no request changes how.
     assert seen["again"] == {"created": 3, "changed": 9, "deleted": 3}
-    assert seen["present"] == 12
+    assert (seen["present"], seen["translated still"]) == (12, [5011, 5012, 5013])
     assert (seen["closing"], seen["closed"]) == ({"changed": 3}, 3)
     assert seen["closing unknown"] == {}
     assert seen["refreshed unknown"] == {"created": 2}
