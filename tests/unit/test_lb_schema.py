@@ -194,6 +194,11 @@ NODE_FAULTS = [
         NODE + '[ring]\nlisten = ["10.0.0.1"]\nkey_file = "k"\n[ring.peers.gw2]\nid = 2\nadresses = ["10.0.0.2"]\n',
         "f.toml:14: ring.peers.gw2.adresses",
     ),
+    (
+        "conntrack without a ring",
+        NODE + "[conntrack]\nreplicate = true\n",
+        "conntrack.replicate = true: has nobody to replicate to; allowed: false, or a [ring] with peers",
+    ),
     ("ring address", NODE + '[ring]\nlisten = ["gw1.example"]\nkey_file = "k"\n', "is no ring address"),
     ("resource", NODE + '[[resource]]\nname = "r"\nkind = "arp"\naddress = "10.0.0.1"\n', "arp needs interface"),
     ("no interface", NODE[: NODE.index("[[interface]]")], "f.toml: interface: is missing"),
