@@ -40,6 +40,7 @@ from lb.conntrack.requests import Ask, requests
 EVENT_BYTES_MAX = 1024
 EVENTS_PER_READ_MAX = 512
 EVENT_BUFFER_BYTES = 16 << 20
+ANSWER_BUFFER_BYTES = 4 << 20
 REQUEST_BUFFER_BYTES = 1 << 20
 # Requests in one send; an error of each of them fits into the socket's buffer.
 REQUESTS_PER_SEND_MAX = 512
@@ -155,7 +156,7 @@ def dump_table() -> Generator[Entries, None, None]:
     chosen = b"".join(ATTRIBUTE.pack(ATTRIBUTE.size + len(mask), kind) + mask for kind in (Cta.STATUS, Cta.STATUS_MASK))
     buffer = np.zeros(DUMP_READ_BYTES + 8, np.uint8)
     view, parser = memoryview(buffer.data)[:DUMP_READ_BYTES], Parser()
-    with _open(EVENT_BUFFER_BYTES) as asking:
+    with _open(ANSWER_BUFFER_BYTES) as asking:
         asking.settimeout(REPLY_TIMEOUT_S)
         asking.send(HEADER.pack(BODY + len(chosen), Type.GET, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + bytes(4) + chosen)
         while True:
@@ -201,7 +202,7 @@ class TableWriter:
     """Writes entries of peers into the kernel's table. For one thread."""
 
     def __init__(self) -> None:
-        self._socket = _open(EVENT_BUFFER_BYTES)
+        self._socket = _open(ANSWER_BUFFER_BYTES)
         self._mailbox = Mailbox(self._socket, REQUESTS_PER_SEND_MAX, _REFUSAL.itemsize)
         self.counts = WriteCounts()
         self.refusals: dict[str, int] = {}

@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lb.conntrack.kernel import EVENT_BUFFER_BYTES
 from tests.unit.cluster_namespaces import Child, Pair, pair
 
 # Commands come as lines of Python with `await`; what they evaluate to goes back as JSON.
@@ -21,6 +24,7 @@ from sync.driver import Ring
 from tests.unit.test_conntrack_entries import some_entries, udp_entries, v6_entries
 
 NUMBER, KEY = {number}, {key!r}
+kernel.EVENT_BUFFER_BYTES = {buffer_bytes}
 
 def node_config():
     other = 3 - NUMBER
@@ -70,9 +74,10 @@ asyncio.run(main())
 class Gateway:
     """A process with a ring and the replication, and a hand of somebody else in its kernel's table."""
 
-    def __init__(self, hosts: Pair, number: int, key: Path) -> None:
+    def __init__(self, hosts: Pair, number: int, key: Path, buffer_bytes: int = EVENT_BUFFER_BYTES) -> None:
         namespace = (hosts.left, hosts.right)[number - 1]
-        self._child: Child = hosts.start(namespace, GATEWAY.format(number=number, key=str(key)))
+        code = GATEWAY.format(number=number, key=str(key), buffer_bytes=buffer_bytes)
+        self._child: Child = hosts.start(namespace, code)
 
     def ask(self, text: str) -> Any:
         self._child.write_line(text)
@@ -100,10 +105,31 @@ class Gateway:
         self._child.communicate_checked()
 
 
-def test_two_kernels_are_kept_equal(tmp_path: Path) -> None:
-    key = tmp_path / "ring.key"
-    key.touch(0o600)
-    key.write_text("5" * 64 + "\n")
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    file = tmp_path / "ring.key"
+    file.touch(0o600)
+    file.write_text("5" * 64 + "\n")
+    return file
+
+
+def test_what_the_kernel_could_not_report_is_told_by_a_survey(key: Path) -> None:
+    with pair() as hosts:
+        # Room for some dozens of events.
+        left, right = Gateway(hosts, 1, key, buffer_bytes=1 << 15), Gateway(hosts, 2, key)
+        left.join()
+        right.join()
+        left.until("not replication.listener.alone and replication.complete")
+        left.write("some_entries(4000)")
+        left.write("some_entries(4000, tcp_state=4, kind=Kind.REFRESHED)")
+        right.until("[state for _, state in states()] == [4] * 4000")
+        assert left.count("events_lost") > 0
+        assert left.count("told_by_survey") > 0
+        for side in (left, right):
+            side.end()
+
+
+def test_two_kernels_are_kept_equal(key: Path) -> None:
     with pair() as hosts:
         left, right = Gateway(hosts, 1, key), Gateway(hosts, 2, key)
         left.write("some_entries(5)")
