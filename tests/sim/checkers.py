@@ -6,16 +6,16 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from sync.config import Mode
+from sync.config import Mode, Policy
 from sync.events import Deliver, Order, Reason, View
 from sync.ring.membership import TokenState
 from sync.ring.token import JOINER
+from tests.sim.exclusive import Exclusive
+from tests.sim.violation import Identity, Violation
 
 if TYPE_CHECKING:
     from tests.sim.instance import Instance
 
-Identity = tuple[int, int]
-"""(node id, incarnation): a node that restarts is another one."""
 ViewKey = tuple[object, ...]
 
 RELAYED_LANE = 2
@@ -27,14 +27,6 @@ ROUNDING_S = 1e-9
 LINEAGE_BOUND = 64
 PENDING_BOUND = 4000
 NEWCOMERS_BOUND = 64
-
-
-class Violation(AssertionError):
-    """A property does not hold."""
-
-    def __init__(self, rule: str, detail: str) -> None:
-        super().__init__(f"{rule}: {detail}")
-        self.rule = rule
 
 
 def view_key(view: View) -> ViewKey:
@@ -54,6 +46,8 @@ class Record:
         self.digest = 0
         self.count = 0
         self.seen: set[bytes] = set()
+        """What it has delivered since it last started over; ``delivered``: ever."""
+        self.delivered: set[bytes] = set()
         self.newest: dict[tuple[int, int, int], int] = {}
         self.lease = -1.0
 
@@ -61,8 +55,9 @@ class Record:
 class Checkers:
     """All rules over one run."""
 
-    def __init__(self, mode: Mode, leases: bool) -> None:
+    def __init__(self, mode: Mode, policy: Policy, leases: bool) -> None:
         self.mode = mode
+        self.exclusive = Exclusive(policy)
         self.leases = leases
         self.sent: set[bytes] = set()
         self.records: dict[Identity, Record] = {}
@@ -80,6 +75,10 @@ class Checkers:
         if record is None:
             record = self.records[identity] = Record(identity)
         return record
+
+    def trusts(self, instance: Instance, now: float) -> bool:
+        """May this node take its view for what is? Where clocks jump, nobody can tell."""
+        return not self.leases or self.record(instance).lease > now
 
     # ----------------------------------------------------------------------------------------------------- tokens
 
@@ -117,6 +116,8 @@ class Checkers:
             self._reserved_by_all(instance, view, identities, living)
         self._virtual_synchrony(record, view)
         self._excluded_leases(record, view, identities, living, now)
+        self.exclusive.serving(record.identity, view, [other for other in living if self.trusts(other, now)])
+        self.exclusive.enters(record.identity, view_key(view), joined=record.identity[0] in view.joined)
         if record.identity[0] in view.joined:
             # It starts over with the group's state; what it delivered before belongs to a history that is given up.
             record.seen.clear()
@@ -212,6 +213,7 @@ class Checkers:
         if payload in record.seen:
             raise Violation("no duplicate", f"{identity} delivered {payload[:40]!r} twice")
         record.seen.add(payload)
+        record.delivered.add(payload)
         number, incarnation, bulk = map(int, payload.split(b" ", 3)[:3])
         lane = (batch.origin, incarnation, bulk)
         if bulk != RELAYED_LANE and number < record.newest.get(lane, -1):

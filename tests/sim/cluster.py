@@ -31,12 +31,13 @@ from sync.events import (
 from sync.node import Node
 from sync.transport.effects import Path, PeerConfig, Resolve, Transmit
 from tests.sim import faults, outsiders
-from tests.sim.checkers import WORKLOAD_CHANNEL, Checkers, Violation
+from tests.sim.checkers import WORKLOAD_CHANNEL, Checkers, Record
 from tests.sim.convergence import converge
 from tests.sim.instance import Clock, Instance
 from tests.sim.network import Address, Network
 from tests.sim.scenario import Scenario
 from tests.sim.shared import SharedWorkload
+from tests.sim.violation import Violation
 from tests.sim.workload import WORKLOAD
 
 TIMELINE_MAX = 400
@@ -53,6 +54,8 @@ RECURRING = (
     "relay",
     "strike",
     "cable",
+    "hang",
+    "lock",
 )
 """In the order in which their first instants are drawn: with another one every seed would mean something else."""
 
@@ -69,7 +72,7 @@ class Cluster:
         self.trace = trace
         self.timeline: deque[str] = deque(maxlen=None if trace else TIMELINE_MAX)
         self.network = Network(scenario, self.rng)
-        self.checkers = Checkers(scenario.mode, leases=not scenario.jump_rate)
+        self.checkers = Checkers(scenario.mode, scenario.policy, leases=not scenario.jump_rate)
         self.clocks = {
             i: Clock(self.rng.uniform(0, 1000), 1 + self.rng.uniform(-1, 1) * scenario.drift)
             for i in range(1, scenario.nodes + 1)
@@ -81,6 +84,8 @@ class Cluster:
         self._tag = 0
         self._message = 0
         self.healed = False
+        self.eligible_from = 0.0
+        """From then on all have the same list of eligible members again."""
         for node in self.clocks:
             self.at(self.rng.random() * scenario.join_spread_ms / 1000, "start", node)
         for kind in RECURRING:
@@ -161,8 +166,8 @@ class Cluster:
         remembered = self.remembered.get(node, 0) if self.rng.random() < scenario.remember else 0
         product = Node(config, incarnation=incarnation, rng=self.rng, now=clock.read(self.now), view_number=remembered)
         instance = self.instances[node] = Instance(config, incarnation, product)
-        if scenario.shared_rate:
-            instance.shared = SharedWorkload(node, incarnation, self.checkers)
+        if scenario.shared_rate or scenario.lock_rate:
+            instance.shared = SharedWorkload(node, incarnation, self.checkers, scenario.lock_lease_ms)
         self.note(f"{node} starts as {incarnation}" + (f", remembers view {remembered}" if remembered else ""))
         self.step(instance, Timer())
 
@@ -288,6 +293,8 @@ class Cluster:
                     instance.shared.view_changed(self.local_time(instance), view)
             case TokenVisit():
                 self.checkers.record(instance).lease = self.clocks[node].when(effect.lease_until)
+                if instance.shared is not None:
+                    instance.shared.shared.on_token(effect.lease_until)
             case Done(tag):
                 self._done(instance, tag)
             case Refused(tag, refusal):
@@ -309,7 +316,7 @@ class Cluster:
         if instance.shared is not None:
             instance.shared.done(tag)
         if payloads is not None:
-            missing = [p for p in payloads if p not in self.checkers.record(instance).seen]
+            missing = [p for p in payloads if p not in self.checkers.record(instance).delivered]
             if missing:
                 raise Violation("done means delivered", f"{instance.identity}: {missing[0][:40]!r} was not delivered")
 
@@ -321,10 +328,20 @@ class Cluster:
             return
         for _ in range(16):
             events = shared.take(self.local_time(instance))
+            if self.checkers.leases and self._holds(instance):
+                self.checkers.exclusive.holders(self._holders())
             if not events:
                 return
             for event in events:
                 self._inner_step(instance, event)
+
+    def _holders(self) -> list[Record]:
+        """Of the nodes that run, those that act as the lock's holder, each by its own clock."""
+        return [self.checkers.record(instance) for instance in self.living if self._holds(instance)]
+
+    def _holds(self, instance: Instance) -> bool:
+        shared = instance.shared
+        return instance.paused_until <= self.now and shared is not None and shared.acting(self.local_time(instance))
 
     def _inner_step(self, instance: Instance, event: Event) -> None:
         if self.instances.get(instance.identity[0]) is not instance:

@@ -12,6 +12,7 @@ from tests.sim import outsiders
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
+    from tests.sim.instance import Instance
 
 Way = tuple[int, int, int]
 """(from node, to node, link)"""
@@ -27,10 +28,21 @@ def crash(cluster: Cluster) -> None:
 
 def pause(cluster: Cluster) -> None:
     if cluster.instances:
-        instance = cluster.rng.choice(cluster.living)
-        instance.paused_until = cluster.now + cluster.scenario.pause_ms / 1000 * cluster.rng.uniform(0.2, 1.5)
-        cluster.note(f"{instance.identity[0]} stalls for {(instance.paused_until - cluster.now) * 1000:.1f} ms")
-        cluster.at(instance.paused_until, "resume", instance)
+        _stall(cluster, cluster.rng.choice(cluster.living), cluster.scenario.pause_ms)
+
+
+def hang(cluster: Cluster) -> None:
+    """The node that has the lock, if there is one, stands still until its lease is over, or nearly so."""
+    users = [i for i in cluster.living if i.shared is not None]
+    holders = [i for i in users if i.shared is not None and i.shared.acting(cluster.local_time(i))]
+    if users:
+        _stall(cluster, cluster.rng.choice(holders or users), 2 * cluster.scenario.lock_lease_ms)
+
+
+def _stall(cluster: Cluster, instance: Instance, ms: float) -> None:
+    instance.paused_until = cluster.now + ms / 1000 * cluster.rng.uniform(0.2, 1.5)
+    cluster.note(f"{instance.identity[0]} stalls for {(instance.paused_until - cluster.now) * 1000:.1f} ms")
+    cluster.at(instance.paused_until, "resume", instance)
 
 
 def partition(cluster: Cluster) -> None:
@@ -107,5 +119,6 @@ FAULTS: Mapping[str, Callable[[Cluster], None]] = {
     "leave": leave,
     "strike": outsiders.strike_off,
     "cable": cable,
+    "hang": hang,
 }
 """Kind -> what happens; the scenario's rate of the same name says how often."""

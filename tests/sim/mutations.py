@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from sync.config import RingConfig
 from sync.events import Order, TokenVisit
 from sync.link import PeerLink
 from sync.node import Node
@@ -20,8 +21,7 @@ from sync.ring.multicast import Outbox, Stream
 from sync.ring.quiet import RESTED_BITS, QuietTurn
 from sync.ring.regeneration import Ring
 from sync.ring.token import Kind, Member, Parcel, Token
-
-Patch = tuple[Any, str, Any]
+from tests.sim.shared_mutations import SHARED_MUTATIONS, Patch
 
 
 def _accept_any_token() -> list[Patch]:
@@ -227,6 +227,10 @@ def _pass_on_any_token_unseen() -> list[Patch]:
     return [(QuietTurn, "returns", careless)]
 
 
+def _serve_without_a_majority() -> list[Patch]:
+    return [(RingConfig, "serving", lambda self, members, eligible: True)]
+
+
 MUTATIONS: Mapping[str, tuple[Callable[[], list[Patch]], int]] = {
     "accept any token": (_accept_any_token, 7),
     "order tokens by hop alone": (_order_tokens_by_hop_alone, 63),
@@ -252,6 +256,8 @@ MUTATIONS: Mapping[str, tuple[Callable[[], list[Patch]], int]] = {
     "expel without asking": (_expel_without_asking, 200008),
     "cut off who is struck": (_cut_off_who_is_struck, 200008),
     "pass on any token unseen": (_pass_on_any_token_unseen, 1),
+    "serve without a majority": (_serve_without_a_majority, 300_010),
+    **SHARED_MUTATIONS,
 }
 """Name -> (patches, a seed that catches it, or one near it)."""
 

@@ -37,7 +37,10 @@ def strike_off(cluster: Cluster) -> None:
     """One node loses its eligibility at the others, at each a little later; it gets it back after a while."""
     rng = cluster.rng
     struck = rng.choice(sorted(cluster.clocks))
+    if cluster.now < cluster.eligible_from:
+        cluster.checkers.exclusive.eligible_alike = False
     back = cluster.now + SPREAD_S + cluster.scenario.fault_ms / 1000 * rng.uniform(0.3, 2)
+    cluster.eligible_from = back + SPREAD_S
     cluster.note(f"{struck} is struck off")
     for instance in cluster.living:
         if instance.identity[0] != struck:

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.sim.checkers import Violation
 from tests.sim.cluster import Cluster
 from tests.sim.scenario import Scenario
+from tests.sim.violation import Violation
 
 STEPS = 2000
 FAILED_SEEDS = Path(__file__).with_name("failed_seeds.txt")

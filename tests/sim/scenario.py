@@ -11,6 +11,7 @@ from sync.config import Mode, Policy
 
 RELAYS_FROM = 100_000
 CABLES_FROM = 200_000
+LOCKS_FROM = 300_000
 """Seeds from here on have the faults that were thought of later; below, every seed means what it always has."""
 
 
@@ -56,6 +57,11 @@ class Scenario:
     """Nodes that lose their eligibility for a while."""
     cable_rate: float
     """Cables that are pulled out for a while, with all that hangs on the carrier."""
+    hang_rate: float
+    """Processes that stand still for longer than a lease of a lock lasts."""
+    lock_lease_ms: int
+    lock_rate: float
+    """How often nodes ask for the lock, or release it."""
 
     @classmethod
     def from_seed(cls, seed: int) -> Scenario:
@@ -99,6 +105,9 @@ class Scenario:
             relay_rate=maybe(0.5, 2.0, 60.0) if seed >= RELAYS_FROM else 0.0,
             strike_rate=maybe(0.4, 0.2, 2.0) if seed >= RELAYS_FROM else 0.0,
             cable_rate=maybe(0.4, 0.2, 3.0) if seed >= CABLES_FROM else 0.0,
+            hang_rate=maybe(0.6, 0.2, 2.0) if seed >= LOCKS_FROM else 0.0,
+            lock_lease_ms=rng.choice((100, 200, 500)) if seed >= LOCKS_FROM else 10_000,
+            lock_rate=rng.choice((0.0, 60.0, 200.0)) if seed >= LOCKS_FROM else 0.0,
         )
 
     @classmethod
@@ -106,7 +115,7 @@ class Scenario:
         """No fault and no workload; every datagram takes the same time."""
         values: dict[str, Any] = {item.name: 0.0 for item in fields(cls)}
         values.update(seed=seed, nodes=nodes, links=1, parallel=False, jump_back=False, delay_ms=delay_ms)
-        values.update(mode=Mode.CONSISTENT, policy=Policy.ALL, restart_ms=1e9)
+        values.update(mode=Mode.CONSISTENT, policy=Policy.ALL, restart_ms=1e9, lock_lease_ms=10_000)
         return cls(**values)
 
     def __str__(self) -> str:

@@ -2,13 +2,15 @@
 """Shared data and locks on top of the simulated ring, and what must hold for them.
 
 Copies that have applied the same part of one view's stream are equal; a transaction's writes appear together; fencing
-numbers of a lock only grow for as long as a copy's history goes on; who believes to hold a lock is its holder in the
-copy of that node.
+numbers of a lock only grow, for one node and along every history of all nodes; who believes to hold a lock is its
+holder in the copy of that node.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sync.events import Deliver, Direct, Event, Multicast, Order, Refusal, Standing, View
 from sync.shared import (
@@ -24,12 +26,15 @@ from sync.shared import (
     SharedData,
     StandingChanged,
 )
+from sync.shared.locks import Lock
 from sync.shared.requests import TooManyRequests
-from tests.sim.checkers import Checkers, Violation
+from tests.sim.checkers import Checkers
+from tests.sim.violation import Violation
 
 LOCK = "sim/lock"
 PAIRS = 3
 OPEN_MAX = 40
+LEASE_AWAITED_MS = 1000
 SHARED_TAG = 1 << 40
 """Tags of the workload lie below, those of the shared data from here on."""
 
@@ -37,13 +42,16 @@ SHARED_TAG = 1 << 40
 class SharedWorkload:
     """One node's copy with a small workload: pairs of items that must stay equal, a lock, a counter."""
 
-    def __init__(self, node: int, incarnation: int, checkers: Checkers) -> None:
+    def __init__(self, node: int, incarnation: int, checkers: Checkers, lock_lease_ms: int) -> None:
         self.identity = (node, incarnation)
         self.shared = SharedData(node, incarnation)
         self._checkers = checkers
+        self._lock_lease_ms = lock_lease_ms
         self._held: dict[int, int] = {}
         """Ticket of a lock this node believes to hold -> fencing number."""
         self._fencing = 0
+        self._awaited = 0
+        """Number of a lock that nobody here knows to be ours."""
         self._tags: dict[int, int] = {}
         self._next_tag = SHARED_TAG + (node << 32)
         self._stopped = False
@@ -61,13 +69,23 @@ class SharedWorkload:
                 case 2:
                     shared.write(now, [(Operation.ADD, "count", 1)])
                 case 3:
-                    shared.submit(now, Kind.ACQUIRE, LOCK, 10_000, rng.random() < 0.5)
+                    shared.submit(now, Kind.ACQUIRE, LOCK, self._lock_lease_ms, rng.random() < 0.5)
                 case 4 if self._held:
-                    ticket = next(iter(self._held))
-                    del self._held[ticket]
-                    shared.submit(now, Kind.RELEASE, LOCK, ticket)
+                    self._release(now)
         except TooManyRequests:
             return
+
+    def contend(self, now: float, rng: random.Random) -> None:
+        """Release the lock, or ask for it."""
+        if self._held:
+            self._release(now)
+        elif len(self._tags) <= OPEN_MAX:
+            self.shared.submit(now, Kind.ACQUIRE, LOCK, self._lock_lease_ms, rng.random() < 0.8)
+
+    def _release(self, now: float) -> None:
+        ticket = next(iter(self._held))
+        del self._held[ticket]
+        self.shared.submit(now, Kind.RELEASE, LOCK, ticket)
 
     def take(self, now: float) -> list[Event]:
         """What the copy wants of the ring."""
@@ -87,8 +105,12 @@ class SharedWorkload:
                     self._held.pop(ticket, None)
                 case Replaced():
                     self._held.clear()
-                    self._fencing = 0
         return events
+
+    def acting(self, now: float) -> bool:
+        """Does a program here take the lock for its own?"""
+        held = self.shared.requests.held
+        return any(held[ticket].name == LOCK and self.shared.holds(now, ticket) for ticket in held)
 
     def _tag(self, ticket: int) -> int:
         self._next_tag += 1
@@ -115,7 +137,8 @@ class SharedWorkload:
 
     def delivered(self, now: float, batch: Deliver) -> None:
         if batch.channel == CHANNEL:
-            self.shared.on_batch(now, batch.origin, batch.position, batch.payloads())
+            with self._nothing_granted_unserved():
+                self.shared.on_batch(now, batch.origin, batch.position, batch.payloads())
             self._check()
             self._weigh()
 
@@ -129,6 +152,11 @@ class SharedWorkload:
         shared = self.shared
         if not shared.complete:
             return
+        lock = shared.replica.locks.get(LOCK)
+        if lock is not None:
+            self._checkers.exclusive.granted(
+                self.identity, self._checkers.records[self.identity].key, shared._position, lock
+            )
         # A copy that was fetched may contain more than this node has delivered: its own position counts.
         self._checkers.copy(self.identity, shared._position, shared.digest())
         items = shared.replica.items
@@ -138,15 +166,27 @@ class SharedWorkload:
                 raise Violation("transactions", f"{self.identity} shows half a transaction of pair {pair}")
 
     def view_changed(self, now: float, view: View) -> None:
-        self.shared.on_view(now, view)
+        with self._nothing_granted_unserved():
+            self.shared.on_view(now, view)
         self._check()
+
+    @contextmanager
+    def _nothing_granted_unserved(self) -> Iterator[None]:
+        """Where nobody serves, no lock is given to anybody. (A copy that becomes complete catches up on what was.)"""
+        shared = self.shared
+        complete, before = shared.complete, len(shared._effects)
+        yield
+        view = shared.view
+        if complete and view is not None and not view.serving:
+            for effect in shared._effects[before:]:
+                if isinstance(effect, Answered) and isinstance(effect.result, Granted):
+                    raise Violation("nobody serves", f"{self.identity} was granted the lock in {view.members}")
 
     def from_peer(self, now: float, peer: int, payload: bytes) -> None:
         self.shared.on_peer(now, peer, payload)
 
     def left(self) -> None:
         self._held.clear()
-        self._fencing = 0
         self.shared.on_left()
 
     def deadline(self) -> float:
@@ -162,7 +202,25 @@ class SharedWorkload:
         mine = lock is not None and lock.holder.node == self.identity[0]
         if self._held and not (mine and lock is not None and lock.fencing in self._held.values()):
             return f"believes to hold the lock ({self._held}), the copy says {lock}"
-        return None
+        return self._forgotten(lock if mine else None) or self._skipped(lock)
+
+    def _forgotten(self, mine: Lock | None) -> str | None:
+        """A lock of ours of which nobody here knows ends with its lease; the first such lock is waited for. Only where
+        leases are short: the others end too, but hardly within the time a test has."""
+        if mine is None or self._lock_lease_ms > LEASE_AWAITED_MS or mine.holder.ticket in self._held:
+            return None
+        self._awaited = self._awaited or mine.fencing
+        if mine.fencing != self._awaited:
+            return None
+        return f"holds the lock without knowing it: {mine}"
+
+    def _skipped(self, lock: Lock | None) -> str | None:
+        """Who waits for the lock is in its queue, or has it."""
+        requests = self.shared.requests
+        known = {waiter.owner for waiter in lock.waiters} if lock is not None else set()
+        waiting = [ticket for ticket, request in requests._open.items() if request.kind == Kind.ACQUIRE]
+        skipped = [ticket for ticket in waiting if requests.owner(ticket) not in known]
+        return f"waits for a lock that forgot it: {skipped}, {lock}" if skipped else None
 
     def digest(self) -> bytes:
         return self.shared.digest()

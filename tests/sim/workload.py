@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sync.events import Order
 from tests.sim import outsiders
+from tests.sim.shared import SharedWorkload
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
@@ -30,11 +32,20 @@ def multicast(cluster: Cluster) -> None:
 
 def shared(cluster: Cluster) -> None:
     """One request to the shared data of any node."""
+    _ask(cluster, SharedWorkload.act)
+
+
+def lock(cluster: Cluster) -> None:
+    """Any node takes its part in the struggle for the lock."""
+    _ask(cluster, SharedWorkload.contend)
+
+
+def _ask(cluster: Cluster, what: Callable[[SharedWorkload, float, random.Random], None]) -> None:
     users = [instance for instance in cluster.living if instance.shared is not None]
     if users:
         instance = cluster.rng.choice(users)
         assert instance.shared is not None
-        instance.shared.act(cluster.local_time(instance), cluster.rng)
+        what(instance.shared, cluster.local_time(instance), cluster.rng)
         cluster.drain_shared(instance)
 
 
@@ -42,5 +53,6 @@ WORKLOAD: Mapping[str, Callable[[Cluster], None]] = {
     "multicast": multicast,
     "shared": shared,
     "relay": outsiders.relay,
+    "lock": lock,
 }
 """Kind -> what happens; the scenario's rate of the same name says how often."""
