@@ -23,6 +23,7 @@ class Comparison(CatchingUp):
         if self.phase is not Phase.READY:
             self._synchronised = False
             self._deferral.clear()
+            self._effects += self.requests.forgotten(now, self.replica)
             self._position = place.position
             self._fetcher.begin(place.position)
             self._fetcher.stop()

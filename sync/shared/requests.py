@@ -146,6 +146,13 @@ class Requests:
                 effects += self._answer(now, ticket, turns.get(owner, Unknown()))
         return effects
 
+    def forgotten(self, now: float, replica: Replica) -> list[Effect]:
+        """Commands that waited for a complete copy are given up by all: ours that were among them have no outcome."""
+        waiting, turns = _standing(replica)
+        kept = waiting | turns.keys()
+        lost = [t for t, request in self._open.items() if request.ordered and self.owner(t) not in kept]
+        return [effect for ticket in lost for effect in self._answer(now, ticket, Unknown())]
+
     def _still_ours(self, held: Held, locks: LockTable) -> bool:
         lock = locks.get(held.name)
         return lock is not None and lock.holder == self.owner(held.ticket) and lock.fencing == held.fencing
