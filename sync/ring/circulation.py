@@ -17,7 +17,6 @@ from sync.ring.leases import DRIFT_MARGIN
 from sync.ring.lineage import LINEAGE_KEPT, Epoch, EpochId, divergence, extends
 from sync.ring.membership import TokenEvent, TokenState, ViewEvent, ViewState
 from sync.ring.messages import CHANNEL_CONTROL, CHANNEL_TOKEN, Haste, Refuse, encode, encode_token
-from sync.ring.multicast import Stream
 from sync.ring.quiet import QuietTurn, settled
 from sync.ring.token import JOINER, Farewell, Member, Proposal, Token
 
@@ -201,7 +200,7 @@ class Circulation(Holding):
         self._lose_inflight(Refusal.HISTORY_LOST)
         self.revoke_lease()
         self._struck.clear()
-        self.stream = Stream(token.parcels[0].position if token.parcels else token.next_position)
+        self._begin_stream(token.parcels[0].position if token.parcels else token.next_position)
         self.awaiting_view = True
         self._invited_at = entry.since
         if self.states.view is not ViewState.CHAOS:

@@ -56,6 +56,8 @@ class Delivery:
         """Highest view number this node has reserved or committed."""
         self.awaiting_view = False
         """Invited, and not yet in a committed view: nothing is delivered or sent before it."""
+        self._founded_at = 0
+        """Hop at which nobody was left who had the group's state (``Proposal.founding``)."""
         self._invited_at = 0
         """Hop of the last invitation: views of the group's past, added before, are not for this node."""
         self.now = now
@@ -66,6 +68,11 @@ class Delivery:
         self.counters: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self._inflight: dict[int, list[tuple[Tag, int]]] = {}
         """Position of an own parcel on the token -> requests that end in it, with the index of their last message."""
+
+    def _begin_stream(self, position: int = 0) -> None:
+        """Another history than before, from this position on."""
+        self.stream = Stream(position)
+        self._founded_at = 0
 
     def _take(self, parcels: list[Parcel]) -> None:
         self.stream.take(parcels)
@@ -92,7 +99,7 @@ class Delivery:
 
     def _deliver_messages(self, parcel: Parcel) -> None:
         view = self.view
-        if not self.awaiting_view and view is not None:
+        if not self.awaiting_view and view is not None and parcel.added_hop >= self._founded_at:
             split = 4 * parcel.count
             body = parcel.body if isinstance(parcel.body, memoryview) else memoryview(parcel.body)
             self.effects.append(
@@ -120,6 +127,10 @@ class Delivery:
         if self.awaiting_view and parcel.added_hop < self._invited_at:
             return
         self.awaiting_view = False
+        if proposal.founding:
+            # A member may have delivered some of it already, in another branch: nobody delivers it in this one.
+            self._founded_at = parcel.added_hop
+            self._lose_inflight(Refusal.HISTORY_LOST)
         self._view_committed()
         members = tuple(id for id, _ in proposal.members)
         self.view = View(

@@ -13,7 +13,6 @@ from sync.ring.circulation import Circulation
 from sync.ring.lineage import Epoch, EpochId, divergence, related
 from sync.ring.membership import TokenEvent, TokenState
 from sync.ring.messages import CHANNEL_TOKEN, Refuse, encode_token
-from sync.ring.multicast import Stream
 from sync.ring.token import JOINER, Member, Token
 
 
@@ -136,7 +135,7 @@ class Ring(Circulation):
             token.members = [Member(self.local, self.incarnation, 1)]
             token.standing = self.standing
             self.token = token
-            self.stream = Stream()
+            self._begin_stream()
             self.awaiting_view = False
             self.propose()
         else:
@@ -169,6 +168,6 @@ class Ring(Circulation):
         self.passed_acknowledged = True
         self.joining = True
         self.leaving = False
-        self.stream = Stream()
+        self._begin_stream()
         self.discovery.clear()
         self.eating_until = self.hungry_until = inf

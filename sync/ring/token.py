@@ -27,6 +27,7 @@ COUNT_MAX = 1 << 62
 
 _VIEW_HEAD = struct.Struct("<QBB")
 _VIEW_ENTRY = struct.Struct("<BQB")
+_SERVING, _FOUNDING = 1, 2
 
 
 class Kind(IntEnum):
@@ -96,16 +97,27 @@ class Farewell:
 class Proposal:
     """The content of a VIEW parcel."""
 
-    __slots__ = ("joined", "members", "number", "serving")
+    __slots__ = ("founding", "joined", "members", "number", "serving")
 
-    def __init__(self, number: int, serving: bool, members: list[tuple[int, int]], joined: frozenset[int]) -> None:
+    def __init__(
+        self,
+        number: int,
+        serving: bool,
+        members: list[tuple[int, int]],
+        joined: frozenset[int],
+        *,
+        founding: bool = False,
+    ) -> None:
         self.number = number
         self.serving = serving
         self.members = members
         self.joined = joined
+        self.founding = founding
+        """None of the members had the group's state: what was sent before is lost with those who had."""
 
     def encode(self) -> bytes:
-        head = _VIEW_HEAD.pack(self.number, self.serving, len(self.members))
+        flags = (_SERVING if self.serving else 0) | (_FOUNDING if self.founding else 0)
+        head = _VIEW_HEAD.pack(self.number, flags, len(self.members))
         return head + b"".join(_VIEW_ENTRY.pack(id, inc, id in self.joined) for id, inc in self.members)
 
     @classmethod
@@ -113,14 +125,15 @@ class Proposal:
         """Raises ValueError when the body is not a view."""
         if len(body) < _VIEW_HEAD.size:
             raise ValueError(f"view of {len(body)} bytes")
-        number, serving, count = _VIEW_HEAD.unpack_from(body)
+        number, flags, count = _VIEW_HEAD.unpack_from(body)
         if len(body) != _VIEW_HEAD.size + count * _VIEW_ENTRY.size or not count:
             raise ValueError(f"view with {count} members in {len(body)} bytes")
         entries = list(_VIEW_ENTRY.iter_unpack(body[_VIEW_HEAD.size :]))
         if number > COUNT_MAX or len({id for id, _, _ in entries}) != count or not all(id for id, _, _ in entries):
             raise ValueError(f"view {number} with a member twice, or member 0, or beyond {COUNT_MAX}")
         joined = frozenset(id for id, _, fresh in entries if fresh)
-        return cls(number, bool(serving), [(id, inc) for id, inc, _ in entries], joined)
+        members = [(id, inc) for id, inc, _ in entries]
+        return cls(number, bool(flags & _SERVING), members, joined, founding=bool(flags & _FOUNDING))
 
 
 class Token:
@@ -264,10 +277,11 @@ class Token:
         self.view_number += 1
         members = [(member.id, member.incarnation) for member in self.ring_from(proposer)]
         joined = frozenset(member.id for member in self.members if member.flags & FRESH)
-        if len(joined) == len(members):
+        founding = len(joined) == len(members)
+        if founding:
             # Nobody is left of those who had the group's state: one member's becomes the group's.
             joined -= {members[0][0]}
-        proposal = Proposal(self.view_number, serving, members, joined)
+        proposal = Proposal(self.view_number, serving, members, joined, founding=founding)
         self.hasten()
         for index, parcel in enumerate(self.parcels):
             if parcel.kind == Kind.CANCELLED and parcel.added_hop == self.hop:

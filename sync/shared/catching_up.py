@@ -54,17 +54,21 @@ class CatchingUp(Copy):
             self.counters["stale_transfers"] += 1
 
     def _adopt_if_complete(self, now: float) -> None:
+        """Once our stream has come as far as the donor's copy, and not before: a part of the stream that only the donor
+        has may be lost with it, and something else follow here in its place."""
         result = self._fetcher.result()
-        if result is None:
+        if result is None or result[1].position > self._heard:
             return
         buckets, last = result
         lineage = self.replica.lineage
         self._given_up = self._stamp
         try:
             self.replica.adopt(buckets, last.rest)
-        except (ValueError, TypeError) as error:
-            raise transfer.MalformedTransfer(str(error)) from None
-        if not self._is_whole(last):
+            whole = self._is_whole(last)
+        except (ValueError, TypeError):
+            self.counters["malformed_transfers"] += 1
+            whole = False
+        if not whole:
             self.counters["transfers_differing"] += 1
             self._fetcher.distrust()
             self._fetch(now)

@@ -97,6 +97,7 @@ class SharedData(Comparison):
     def on_view(self, now: float, view: View) -> None:
         """A view was committed at its position in the stream."""
         first = self.phase is Phase.OUTSIDE
+        self._heard = view.position
         if self.phase is Phase.COMPARING and self._synchronised:
             self._become_ready(now)
         self._view = view
@@ -196,22 +197,20 @@ class SharedData(Comparison):
 
     def _deliver(self, now: float, place: Deferred, command: Command) -> None:
         kind = command.kind
+        self._heard = place.position
         if kind == Kind.COMPARE:
             self._open_comparison(now, place)
         elif kind == Kind.REPORT:
             self._on_report(now, place, command)
-        elif self.phase is Phase.READY and place.position > self._position:
-            self._apply(now, place)
         elif self.phase is Phase.READY:
-            # The donor was ahead of us in the stream: what we fetched contains this already.
-            self.requests.mark_ordered(place.origin, command.session, command.ticket)
-            if place.origin == self._local:
-                self._effects += self.requests.reconcile(now, self.replica)
+            self._apply(now, place)
         else:
             self.requests.mark_ordered(place.origin, command.session, command.ticket)
             self._defer(place)
         if self.phase is Phase.READY:
             self._position = max(self._position, place.position)
+        elif self.phase is Phase.FETCHING:
+            self._adopt_if_complete(now)
 
     def _renew(self, now: float) -> None:
         for held in self.requests.renewals_due(now):

@@ -60,6 +60,7 @@ class Copy:
         self._next_check = inf
         self._next_compare = inf
         self._audited = 0
+        self._heard = -1  # the place in the stream that has been delivered here, whatever has become of it
         self._standing = 0
         self._in_use = False
         self._effects: list[Effect] = []
