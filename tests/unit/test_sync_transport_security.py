@@ -6,12 +6,7 @@ import random
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from sync.transport import (
-    KeyRing,
-    Reason,
-    TransportConfig,
-    wire,
-)
+from sync.transport import KeyRing, Reason, TransportConfig, wire
 from tests.unit.sync_transport_network import KEYS, Network, Weather, payloads, reasons
 
 
