@@ -21,7 +21,6 @@ from sync.shared import (
     LockLost,
     MulticastCommand,
     Operation,
-    Replaced,
     SendPeer,
     SharedData,
     StandingChanged,
@@ -103,8 +102,6 @@ class SharedWorkload:
                     self._granted(ticket, fencing)
                 case LockLost(_, ticket, _):
                     self._held.pop(ticket, None)
-                case Replaced():
-                    self._held.clear()
         return events
 
     def acting(self, now: float) -> bool:
@@ -186,7 +183,6 @@ class SharedWorkload:
         self.shared.on_peer(now, peer, payload)
 
     def left(self) -> None:
-        self._held.clear()
         self.shared.on_left()
 
     def deadline(self) -> float:
