@@ -124,12 +124,15 @@ class ClusterState:
             self.unconfirmed = set(self.holdings)
 
     def read_all(self) -> None:
-        """Read everything anew: the copy has become complete after a transfer."""
+        """Read everything anew: the copy has become complete after a transfer, or is the group's again. What was not
+        confirmed before, and has not been written since, is not by being read once more."""
+        doubtful = {address: self.versions.get(address) for address in self.unconfirmed}
         self.holdings, self.versions, self.facts = {}, {}, {}
         self.drained, self.restarting = set(), set()
         for prefix in PREFIXES:
             for key, item in self._ring.data.items(prefix):
                 self._take(key, item.value, item.version, quiet=True)
+        self.unconfirmed = {address for address in self.holdings if doubtful.get(address) == self.versions[address]}
         if self._rejoined:
             self._rejoined = False
             self.unconfirmed = set(self.holdings)
