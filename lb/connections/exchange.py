@@ -18,8 +18,8 @@ import numpy as np
 from ebpf.layout import RECORD
 from ebpf.map_access import Map
 from ebpf.ring_buffer import RingBuffer
+from lb.connections.batch import HEADER_BYTES
 from lb.connections.records import (
-    HEADER_BYTES,
     RecordsError,
     pack_records,
     to_entries,

@@ -159,7 +159,7 @@ class Replication:
         return self._ring.offer(CHANNEL_RECORDS, message, urgent=True)
 
     def _records(self, batch: Deliver) -> None:
-        if batch.origin != self._node and not self._closed:
+        if batch.origin != self._node:
             for payload in batch.payloads():
                 self.receiver.receive(payload)
 

@@ -6,7 +6,6 @@ peer needs to make the entry anew, in one layout on every kernel, and each of it
 gateway's kernel is asked for anything.
 """
 
-import struct
 from collections.abc import Iterable
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv6Address
@@ -14,6 +13,8 @@ from socket import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP
 
 import numpy as np
 import numpy.typing as npt
+
+from lb.connections.batch import Batch
 
 LAYOUT_VERSION = 1
 IPPROTO_UDPLITE = 136
@@ -54,9 +55,6 @@ Entries = npt.NDArray[np.void]
 Hashes = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
-_HEADER = struct.Struct("<2sHI")
-_MAGIC = b"KT"
-HEADER_BYTES = _HEADER.size
 _KEY_WORDS = 5
 
 
@@ -100,26 +98,17 @@ class EntriesError(ValueError):
     """A peer's message is not what it should be."""
 
 
+_BATCH = Batch(b"KT", LAYOUT_VERSION, ENTRY, "conntrack entries", "entries", EntriesError)
+
+
 def pack_entries(entries: Entries) -> bytes:
     """One message with these entries (any stride)."""
-    # What comes out of np.concatenate has the byte order of the machine.
-    return _HEADER.pack(_MAGIC, LAYOUT_VERSION, len(entries)) + entries.astype(ENTRY, copy=False).tobytes()
+    return _BATCH.pack(entries)
 
 
 def unpack_entries(message: bytes | bytearray | memoryview) -> Entries:
     """The entries of a message, read-only and without a copy. Raises EntriesError with what is wrong."""
-    if len(message) < HEADER_BYTES:
-        raise EntriesError(f"conntrack entries: {len(message)} bytes are too few for a header")
-    magic, version, count = _HEADER.unpack_from(message)
-    if magic != _MAGIC:
-        raise EntriesError("conntrack entries: not a message of this kind")
-    if version != LAYOUT_VERSION:
-        raise EntriesError(
-            f"conntrack entries: layout {version}, this gateway has {LAYOUT_VERSION}: upgrade the older gateway"
-        )
-    if len(message) != HEADER_BYTES + count * ENTRY.itemsize:
-        raise EntriesError(f"conntrack entries: {count} entries announced in {len(message)} bytes")
-    return np.frombuffer(message, ENTRY, count, HEADER_BYTES)
+    return _BATCH.unpack(message)
 
 
 def well_formed(entries: Entries) -> Mask:

@@ -6,7 +6,6 @@ before; what the ring and the joiner's own kernel tell meanwhile is newer than b
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor
 from functools import partial
@@ -15,10 +14,10 @@ from typing import Protocol
 import numpy as np
 
 from lb.connections.records import RecordsError
-from lb.connections.transfer import End, Kind, Scope, Send, end_of, message_of, read_end, read_message
+from lb.connections.serving import Pace, Serving
+from lb.connections.transfer import End, Kind, Scope, Send, message_of, read_end, read_message
 from lb.conntrack.entries import ENTRY, Entries, pack_entries
 
-BYTES_PER_S_MAX = 32 << 20
 PART_ENTRIES_MAX = 4096
 SERVED_AT_ONCE_MAX = 2
 SILENCE_S = 5.0
@@ -43,7 +42,7 @@ class Sink(Protocol):
         ...
 
 
-class Giver:
+class Giver(Serving):
     """Serves asks. `table()` gives what is worth telling, in pieces, and may raise OSError; `given` sees each part that
     has arrived."""
 
@@ -55,34 +54,14 @@ class Giver:
         ready: Callable[[], bool],
         given: Callable[[Entries], None],
     ) -> None:
+        super().__init__(send, ready, asks_max=SERVED_AT_ONCE_MAX, name="conntrack table")
         self._table = table
         self._executor = executor
-        self._send = send
-        self._ready = ready
         self._given = given
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.entries = 0
-        self.refused = 0
 
     def asked(self, peer: int, transfer: int) -> None:
         """Serve an ask in the background."""
-        refuse = len(self._tasks) >= SERVED_AT_ONCE_MAX or not self._ready()
-        self.refused += refuse
-        work = self._finish(peer, transfer, 0, End.REFUSED) if refuse else self._serve(peer, transfer)
-        task = asyncio.get_running_loop().create_task(work, name=f"conntrack table to node {peer}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def close(self) -> None:
-        """End all that is under way."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _finish(self, peer: int, transfer: int, count: int, end: End) -> None:
-        # An asker that is gone does not mind; one that did not get this asks again after its silence.
-        with contextlib.suppress(OSError):
-            await self._send(peer, message_of(Kind.END, transfer, end_of(count, end)))
+        self._answer(peer, transfer, lambda: self._serve(peer, transfer))
 
     async def _serve(self, peer: int, transfer: int) -> None:
         pieces = self._table()
@@ -98,15 +77,14 @@ class Giver:
 
     async def _send_parts(self, peer: int, transfer: int, pieces: Table) -> int:
         loop = asyncio.get_running_loop()
-        count, due = 0, loop.time()
+        count, pace = 0, Pace()
         while len(entries := await loop.run_in_executor(self._executor, take, pieces, PART_ENTRIES_MAX)):
             message = message_of(Kind.PART, transfer, pack_entries(entries))
             await self._send(peer, message)
             self._given(entries)
             count += len(entries)
             self.entries += len(entries)
-            due = max(due, loop.time() - 0.1) + len(message) / BYTES_PER_S_MAX
-            await asyncio.sleep(max(0.0, due - loop.time()))
+            await pace.sent(len(message))
         return count
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lb.connections.batch import HEADER_BYTES
 from lb.conntrack.attributes import BODY, GENERIC, HEADER, Cta, Type
 from lb.conntrack.entries import (
     ENTRY,
-    HEADER_BYTES,
     SEED_BYTES,
     Entries,
     EntriesError,
