@@ -368,7 +368,7 @@ class Cluster:
 
     def _publish(self, *, anew: bool = False) -> None:
         facts = self.own.publish(anew=anew)
-        if facts.standing == Standing.READY and self.state.complete and not self.state.unconfirmed:
+        if facts.standing == Standing.READY and self.state.complete and not self.state.doubts_own:
             self._restart.over()
 
     def _table_complete(self, complete: bool) -> None:

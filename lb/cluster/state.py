@@ -84,6 +84,12 @@ class ClusterState:
         return self._ring.data.complete
 
     @property
+    def doubts_own(self) -> bool:
+        """Whether an address that is this gateway's by the state may be another's by now."""
+        held = (self.holdings.get(address) for address in self.unconfirmed)
+        return any(holding is not None and holding.owner == self.node for holding in held)
+
+    @property
     def coordinator(self) -> int:
         """The member that plans."""
         return coordinator(self.view.members, self.view.joined) if self.view is not None else 0

@@ -6,6 +6,7 @@ import time
 import pytest
 from netlab import cluster, faults
 from netlab.lab import Lab
+from netlab.topology import FAMILIES
 from netlab.waiting import eventually
 
 from scenarios.clients import answered, clients, owner_of_all
@@ -61,6 +62,23 @@ def test_a_restarted_daemon_keeps_its_vips(whole: Lab) -> None:
     traffic.assert_undisturbed()
     assert set(cluster.owners(whole).values()) == {node}
     assert traffic.claims.all_claimants() == {node}
+
+
+def test_a_gateway_dies_soon_after_its_restart(whole: Lab) -> None:
+    """Others hold addresses, too, and need not say anything for its restart to be over."""
+    node = owner_of_all(whole)
+    others = cluster.others(whole, node)
+    cluster.place(whole, {whole.topology.vip(family, "inside"): others[0] for family in FAMILIES})
+    with clients(whole) as traffic:
+        whole.stop(f"{node}/lbd")
+        whole.start_daemon(node)
+        cluster.settle(whole)
+        faults.set_links(whole, node, up=False)
+        cluster.wait_for_owners(whole, others, but=[node])
+        eventually(lambda: answered(whole, 100), 10)
+        cluster.revive(whole)
+    traffic.assert_undisturbed()
+    traffic.claims.assert_one_owner_at_a_time(others[0])
 
 
 def test_the_last_gateway_carries_everything_and_the_others_return(whole: Lab) -> None:

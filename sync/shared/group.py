@@ -109,6 +109,8 @@ class SharedData(Comparison):
             self._start_over(now, view.position)
         elif first:
             self._settle(now, view)
+            # What had waited for another state when this node left the ring is not done any more.
+            self._effects += self.requests.forgotten(now, self.replica)
             self._become_ready(now)
         elif self.phase is Phase.READY:
             self._settle(now, view)

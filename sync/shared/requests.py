@@ -147,7 +147,7 @@ class Requests:
         return effects
 
     def forgotten(self, now: float, replica: Replica) -> list[Effect]:
-        """Commands that waited for a complete copy are given up by all: ours that were among them have no outcome."""
+        """Commands that waited for a complete copy are given up: ours that were among them have no outcome."""
         waiting, turns = _standing(replica)
         kept = waiting | turns.keys()
         lost = [t for t, request in self._open.items() if request.ordered and self.owner(t) not in kept]

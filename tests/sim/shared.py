@@ -194,6 +194,9 @@ class SharedWorkload:
             return f"copy is {self.shared.phase.value}"
         if self._tags:
             return f"requests without an outcome: {self._tags}"
+        asked = self.shared.requests._open.items()
+        if unanswered := [ticket for ticket, request in asked if request.kind != Kind.ACQUIRE]:
+            return f"requests without an answer: {unanswered}"
         lock = self.shared.replica.locks.get(LOCK)
         mine = lock is not None and lock.holder.node == self.identity[0]
         if self._held and not (mine and lock is not None and lock.fencing in self._held.values()):
