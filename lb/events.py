@@ -43,6 +43,12 @@ _FIELDS = tuple(Event.__dataclass_fields__)
 _TEXTS = ("kind", "message", "node", "subject", "why", "who", "severity")
 
 
+def vip_put_back(address: str, interface: str) -> Event:
+    """Somebody, or something, had taken an address off an interface of a gateway that holds it."""
+    text = f"{address} was gone from {interface} (taken off, or the link was set down): put back"
+    return Event("vip.put_back", text, subject=address, severity="warning")
+
+
 def pack_event(event: Event) -> bytes:
     """The event as it travels; its id is each journal's own and stays behind."""
     plain = asdict(event)

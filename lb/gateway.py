@@ -24,6 +24,7 @@ from lb.events import Event, Journal, to_plain
 from lb.health.board import Condition, HealthBoard
 from lb.health.news import HealthNews
 from lb.metrics import Registry
+from lb.network.netlink_messages import Address
 from lb.process.background import Background
 from lb.process.notify import Notifier
 
@@ -77,6 +78,7 @@ class Gateway:
         self.told_addresses: Callable[[], Mapping[str, str]] = dict
         # And it follows a node file that names other gateways than before; ConfigError for one it cannot follow.
         self.take_peers: Callable[[NodeConfig], None] = lambda node: None
+        self._address_watchers: list[Callable[[list[Address], float], None]] = []
         self._news = HealthNews()
         self.board = HealthBoard(node.node.id, self._share_alone, self._health_changed)
 
@@ -100,6 +102,15 @@ class Gateway:
     def keep(self, work: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
         """See `Background.keep`."""
         self.background.keep(work, name)
+
+    def on_addresses(self, watcher: Callable[[list[Address], float], None]) -> None:
+        """Whenever addresses have changed: what is on the interfaces, as of when (monotonic seconds)."""
+        self._address_watchers.append(watcher)
+
+    def addresses_changed(self, present: list[Address], as_of: float) -> None:
+        """Tell all who watch the addresses."""
+        for watcher in self._address_watchers:
+            watcher(present, as_of)
 
     def record(self, event: Event) -> Event:
         """Writes an event, from here or from a peer, into this node's journal."""

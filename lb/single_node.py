@@ -10,11 +10,11 @@ from typing import Any
 from lb.configuration.model import EMPTY, ClusterConfig, Vip
 from lb.control import Caller, ControlError
 from lb.engine.packet_engine import FOREVER_NS
-from lb.events import Event
+from lb.events import Event, vip_put_back
 from lb.gateway import Gateway
 from lb.network.announce import Announcer, Claim
 from lb.network.netlink import Netlink, NetlinkError
-from lb.network.netlink_messages import FOREVER, Link
+from lb.network.netlink_messages import FOREVER, Address, Link
 from lb.network.routes import RouteAnnouncer
 
 log = logging.getLogger("lb.vips")
@@ -45,6 +45,7 @@ class SingleNode:
         self._routes = RouteAnnouncer(gateway.node, gateway.driver.settled, lambda: True, gateway.report, FOREVER)
         self._routes.start(self._routed(gateway.store.current))
         self._gateway.store.on_change(self._changed)
+        gateway.on_addresses(self._found)
         await self._take(EMPTY, self._gateway.store.current)
 
     async def stop(self, planned: bool) -> None:
@@ -64,6 +65,30 @@ class SingleNode:
 
     def _changed(self, old: ClusterConfig, new: ClusterConfig) -> None:
         self._gateway.spawn(self._take(old, new), "vips")
+
+    def _found(self, present: list[Address], _as_of: float) -> None:
+        there = {each.interface for each in present}
+        vips = (vip for vip in _on_segments(self._gateway.store.current) if vip.host in self._since)
+        if gone := [vip for vip in vips if _interface_of(vip) not in there]:
+            self._gateway.spawn(self._put_back(gone), "vips")
+
+    async def _put_back(self, gone: list[Vip]) -> None:
+        async with self._change:
+            wanted = _on_segments(self._gateway.store.current)
+            added = await asyncio.to_thread(self._add, [vip for vip in gone if vip in wanted])
+            self._announce(list(added))
+            for vip, interface in added.items():
+                self._gateway.report(vip_put_back(vip.host, interface))
+
+    def _add(self, vips: list[Vip]) -> dict[Vip, str]:
+        """The addresses that were not there → the interfaces they are on now."""
+        with Netlink() as netlink:
+            found = ((vip, self._link_of(_links(netlink), vip)) for vip in vips)
+            return {
+                vip: link.name
+                for vip, link in found
+                if link is not None and netlink.add_address(link.index, _interface_of(vip))
+            }
 
     async def _take(self, old: ClusterConfig, new: ClusterConfig) -> None:
         async with self._change:

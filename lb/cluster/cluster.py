@@ -34,6 +34,7 @@ from lb.cluster.state import ClusterState
 from lb.cluster.stats import ClusterStats, VipFigures
 from lb.cluster.steering import peering
 from lb.cluster.steering_task import SteeringTask
+from lb.cluster.strangers import Strangers
 from lb.cluster.traffic import TrafficExchange
 from lb.cluster.vip_manager import VipManager
 from lb.configuration.model import ClusterConfig, Vip
@@ -74,6 +75,7 @@ class Cluster:
         self.state = ClusterState(self.ring, self.node, ids_of(node), self._react, self._holding_changed)
         self.journal = ClusterJournal(node.node.name, self.ring, gateway.record, self.state.name)
         self.store = SharedStore(node.state_dir, tell=self.journal.tell_config)
+        self.strangers = Strangers(self.journal.duplicate)
         self.lease: KernelLease
         self.vips: VipManager
         self.routed: RoutedVips
@@ -136,10 +138,12 @@ class Cluster:
             gateway.node,
             engine.hold,
             self.own.links,
-            self.journal.duplicate,
+            self.strangers.heard,
+            self.journal.put_back,
             self.lease.runs,
             lambda: gateway.own_hosts,
         )
+        gateway.on_addresses(self.vips.found)
         self.vips.start(self.store.current, keep=keep)
         self.routed = self.own.routed = RoutedVips(gateway, self.lease.runs, self.journal.tell)
         self.routed.start(self.store.current)
@@ -237,7 +241,7 @@ class Cluster:
             self.alone.found_others()
         self.state.shut_out = self._has_left()
         self._view_at = time.monotonic()
-        self.vips.judging = False
+        self.strangers.judging = False
         if self.node in view.joined and not self._restart.keeping:
             # Whatever this gateway owned, the group may have given to others.
             self.vips.disown()
@@ -301,7 +305,7 @@ class Cluster:
         taken = new & self.vips.taken.keys() & state.holdings.keys()
         self._figures.taken(state.holdings[address] for address in taken)
         self.ring.set_in_use(in_use(cluster, routed=bool(self.store.current.routed_vips)))
-        self.vips.member_macs |= frozenset(mac for fact in cluster.facts.values() for _, mac in fact.macs)
+        self.strangers.member_macs |= frozenset(mac for fact in cluster.facts.values() for _, mac in fact.macs)
         self._restart.watch()
         if not self._restart.keeping and not self._is_patient() and not self._stopping:
             self.routed.follow(cluster, self.own.standing(), self.store.current)
@@ -444,8 +448,8 @@ class Cluster:
             self._react()
 
     def _judge_strangers(self) -> None:
-        could, can = self.vips.judging, self.state.complete and time.monotonic() - self._view_at > JUDGE_AFTER_S
-        self.vips.judging = can
+        could, can = self.strangers.judging, self.state.complete and time.monotonic() - self._view_at > JUDGE_AFTER_S
+        self.strangers.judging = can
         if can and not could:
             self.vips.question_all()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes and gives up virtual addresses on this gateway, and notices strangers that use them.
+"""Takes and gives up virtual addresses on this gateway, and puts back what others take off its interfaces.
 
 Taking: the address goes onto its interface and is announced at once, on the event loop (a fraction of a millisecond);
 the packet path is allowed to answer for it right after, from a thread. Giving up goes the other way round and is
@@ -10,7 +10,7 @@ packet path answers for nothing.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_interface
 
@@ -19,16 +19,14 @@ from lb.configuration.node import NodeConfig
 from lb.network.announce import Announcer, Claim
 from lb.network.links import LinkWatch
 from lb.network.netlink import Netlink, NetlinkError
-from lb.network.netlink_messages import Link
+from lb.network.netlink_messages import Address, IpInterface, Link
 from lb.network.own import own as own_of
 from lb.process.workers import worker_pool
 
 # RFC 5227 section 2.4: an address is defended against a contender at most that often.
 DEFEND_INTERVAL_S = 10.0
-# A claim is a stranger's when it comes again after this time and still from nobody in the cluster: right after a start
-# the members' addresses are not known yet.
-STRANGER_AFTER_S = 0.5
-SUSPECTS_MAX = 1024
+# Somebody who takes an address off again and again is told of no more often.
+PUT_BACK_TOLD_S = 10.0
 log = logging.getLogger("lb.vips")
 
 
@@ -44,10 +42,11 @@ class Taken:
 class VipManager:
     """The addresses of this gateway. `hold(hosts)` tells the packet path; it may block and runs in a thread.
 
-    `on_duplicate(address, mac, interface)` is called when a host outside the cluster uses one of them. `entitled()`
-    says whether the lease runs: without it no address is announced, nor defended against another gateway that
-    claims it, for that one may have become its owner in a view that this gateway does not know of. `own()` gives the
-    addresses that are this gateway's own (→ their interface): they are neither taken nor deleted.
+    `claimed(interface, claim)` is told of whoever else claims one of them, and `on_put_back(address, interface)` of
+    those that somebody has taken off their interface, and that are there again. `entitled()` says whether the lease
+    runs: without it no address is announced, nor defended against another gateway that claims it, for that one may
+    have become its owner in a view that this gateway does not know of. `own()` gives the addresses that are this
+    gateway's own (→ their interface): they are neither taken nor deleted.
     """
 
     def __init__(
@@ -55,7 +54,8 @@ class VipManager:
         node: NodeConfig,
         hold: Callable[[Iterable[str]], None],
         links: LinkWatch,
-        on_duplicate: Callable[[str, str, str], None],
+        claimed: Callable[[str, Claim], None],
+        on_put_back: Callable[[str, str], None],
         entitled: Callable[[], bool] = lambda: True,
         own: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
@@ -63,7 +63,8 @@ class VipManager:
         self._segments = {interface.name: interface.segment for interface in node.interfaces}
         self._hold = hold
         self._links = links
-        self._on_duplicate = on_duplicate
+        self._told_of_claim = claimed
+        self._on_put_back = on_put_back
         self._kernel = Netlink()
         self._entitled = entitled
         self._own = own
@@ -79,14 +80,9 @@ class VipManager:
         self._task: asyncio.Task[None] | None = None
         self._unannounced: set[str] = set()
         self._defended: dict[str, float] = {}
-        self._suspected: dict[tuple[str, str], float] = {}
-        self._reported: set[tuple[str, str]] = set()
-        # Nobody is called a stranger before the members are known.
-        self.judging = False
-        self.member_macs: frozenset[bytes] = frozenset()
+        self._missing: frozenset[str] = frozenset()
+        self._told_put_back: dict[str, float] = {}
         self.problems: dict[str, str] = {}
-        self.taken_count = 0
-        self.released_count = 0
 
     @property
     def held(self) -> frozenset[str]:
@@ -162,18 +158,42 @@ class VipManager:
                 self._announce(self._taken[host])
 
     def question_all(self) -> None:
-        """Ask whether hosts outside the cluster use the addresses: what they said before `judging` was not judged."""
+        """Ask whether others use the addresses: what they said before now was not judged."""
         for host, taken in self._taken.items():
             self._announcer.question(taken.interface, host)
 
     def links_changed(self) -> None:
         """Links came or went: what could not be placed may be now, and what is on a new link is announced."""
         self.want(self._wanted)
+        self._put_back()
         self.announce_again()
+
+    def found(self, present: Iterable[Address], as_of: float) -> None:
+        """What the kernel has on the interfaces, as of then (monotonic seconds). An address that somebody has taken off
+        (the kernel takes IPv6 ones off a link that is set down) is put back."""
+        there = {(each.index, each.interface) for each in present}
+        gone = (host for host, taken in self._taken.items() if taken.at < as_of and not self._is_on(taken, there))
+        self._missing = frozenset(gone)
+        self._put_back()
 
     async def settled(self) -> None:
         """Returns when the packet path answers for exactly what is wanted."""
         await self._settled.wait()
+
+    def _is_on(self, taken: Taken, there: Collection[tuple[int, IpInterface]]) -> bool:
+        return any((link.index, ip_interface(taken.vip.address)) in there for link in self._links_of(taken.vip))
+
+    def _put_back(self) -> None:
+        for host in sorted(self._missing & self._wanted & self._taken.keys()):
+            link = self._link_of(self._taken[host].vip)
+            if link is None:
+                continue
+            self._missing -= {host}
+            self._take(host)
+            now = time.monotonic()
+            if now - self._told_put_back.get(host, -PUT_BACK_TOLD_S) >= PUT_BACK_TOLD_S and host not in self.problems:
+                self._told_put_back[host] = now
+                self._on_put_back(host, link.name)
 
     async def _run(self) -> None:
         while True:
@@ -212,7 +232,6 @@ class VipManager:
             return
         self.problems.pop(host, None)
         taken = self._taken[host] = Taken(vip, link.name, time.monotonic())
-        self.taken_count += 1
         self._announce(taken)
 
     def _release(self, host: str) -> None:
@@ -224,7 +243,6 @@ class VipManager:
                 self._kernel.delete_address(link.index, ip_interface(taken.vip.address))
             except NetlinkError as error:
                 log.error("VIP %s cannot be taken off %s: %s", host, taken.interface, error)
-        self.released_count += 1
 
     def _announce(self, taken: Taken) -> None:
         link = self._links.links.get(taken.interface)
@@ -254,11 +272,4 @@ class VipManager:
         if self._entitled() and now - self._defended.get(host, -DEFEND_INTERVAL_S) >= DEFEND_INTERVAL_S:
             self._defended[host] = now
             self._announce(self._taken[host])
-        if claim.mac in self.member_macs or not self.judging:
-            return
-        key = (host, claim.mac.hex(":"))
-        if len(self._suspected) >= SUSPECTS_MAX:
-            self._suspected.clear()
-        if now - self._suspected.setdefault(key, now) >= STRANGER_AFTER_S and key not in self._reported:
-            self._reported.add(key)
-            self._on_duplicate(host, key[1], interface)
+        self._told_of_claim(interface, claim)

@@ -2,6 +2,7 @@
 """The gateway's own addresses: packets to and from them are never balanced, and no VIP is one of them."""
 
 import asyncio
+import time
 from collections.abc import Container
 
 from lb.configuration.advice import Network
@@ -12,6 +13,9 @@ from lb.network.netlink import Netlink
 from lb.network.netlink_messages import Address
 from lb.network.netlink_monitor import Monitor
 from lb.network.own import own
+
+# However often addresses come and go, this long is between two looks.
+PAUSE_S = 0.2
 
 
 class OwnAddresses:
@@ -51,13 +55,17 @@ class OwnAddresses:
             except OSError:
                 self._again.set()
                 raise
+            await asyncio.sleep(PAUSE_S)
 
     async def _refresh(self) -> None:
         vips = {vip.ip for vip in self._gateway.store.current.vips}
-        await asyncio.to_thread(self._tell, vips)
+        as_of = time.monotonic()
+        present = await asyncio.to_thread(self._tell, vips)
+        self._gateway.addresses_changed(present, as_of)
         self._tell_vips({str(vip) for vip in vips} & self._gateway.own_hosts.keys())
 
-    def _tell(self, vips: set[IpAddress]) -> None:
+    def _tell(self, vips: set[IpAddress]) -> list[Address]:
+        """All addresses there are."""
         with Netlink() as netlink:
             names = {link.index: link.name for link in netlink.links()}
             addresses = netlink.addresses()
@@ -73,6 +81,7 @@ class OwnAddresses:
         self._gateway.networks = networks
         self._gateway.own_addresses = own_addresses
         self._gateway.own_hosts = _by_host(present, names, own_addresses)
+        return addresses
 
     def _tell_vips(self, hosts: set[str]) -> None:
         for host in sorted(hosts - self._told):

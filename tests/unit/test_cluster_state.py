@@ -21,11 +21,11 @@ async def test_what_was_held_before_is_doubtful_until_somebody_writes_it_anew() 
         state.read_all()  # back in a view, perhaps alone
         assert state.unconfirmed == {ADDRESS}, "reading it once more does not make it true"
         assert state.doubts_own
-        state.node = OTHER
-        assert not state.doubts_own, "what others hold is for them to confirm"
-        state.node = OWN
         await write(OTHER, 2)
         assert not state.unconfirmed
-        assert not state.doubts_own
+        # What others hold is for them to confirm.
+        state.unconfirmed = set(state.holdings)
+        assert (state.doubts_own, len(state.unconfirmed)) == (False, 1)
+        await write(OTHER, 3)
         state.read_all()
         assert not state.unconfirmed

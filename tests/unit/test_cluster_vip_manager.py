@@ -13,13 +13,14 @@ from lb.configuration.node import Interface, Node, NodeConfig
 from lb.network.links import LinkWatch
 from lb.configuration.model import ClusterConfig, Vip
 from lb.network.netlink import Netlink
+from lb.cluster.strangers import Strangers
 from lb.cluster.vip_manager import VipManager
 from netlab.waiting import until
 
 NODE = NodeConfig("test", Node("gw1", 1), (Interface("wire", "lan"),))
 CONFIG = ClusterConfig(vips=(Vip("10.9.0.100/24", "lan"), Vip("fd09::100/64", "lan"), Vip("10.8.0.1/24", "dmz")))
 A, B, ELSEWHERE = "10.9.0.100", "fd09::100", "10.8.0.1"
-log = []
+log, strangers = [], []
 
 def present():
     with Netlink() as kernel:
@@ -31,7 +32,8 @@ def hold(hosts):
 
 async def manager(keep=(), entitled=lambda: True):
     links = LinkWatch(asyncio.get_running_loop(), ["wire"], lambda: None)
-    made = VipManager(NODE, hold, links, lambda *claim: log.append(["stranger", *claim]), entitled)
+    strangers.extend([Strangers(lambda *claim: log.append(["stranger", *claim]))])
+    made = VipManager(NODE, hold, links, strangers[0].heard, lambda *back: log.append(["put back", *back]), entitled)
     made.start(CONFIG, keep=keep)
     return made
 """
@@ -44,7 +46,7 @@ def operator(*arguments):
 
 async def own_manager(own):
     links = LinkWatch(asyncio.get_running_loop(), ["wire"], lambda: None)
-    made = VipManager(NODE, hold, links, lambda *claim: None, own=lambda: own)
+    made = VipManager(NODE, hold, links, lambda *claim: None, lambda *back: None, own=lambda: own)
     made.start(CONFIG)
     return made
 """
@@ -131,8 +133,8 @@ STRANGER = (
     + """
 async def main():
     vips = await manager()
-    vips.judging = True
-    vips.member_macs = frozenset({bytes.fromhex("020000000001")})
+    strangers[0].judging = True
+    strangers[0].member_macs = frozenset({bytes.fromhex("020000000001")})
     vips.want(frozenset({A}))
     await vips.settled()
     print("taken", flush=True)
@@ -192,6 +194,70 @@ def test_an_address_of_the_gateway_itself_is_neither_taken_nor_deleted() -> None
         ["left", ["10.9.0.100"]],
         ["free now", ["10.9.0.100"], False],
         ["left", ["10.9.0.100"]],
+    ]
+
+
+PUT_BACK = (
+    PRELUDE
+    + OWN
+    + """
+import time
+
+def found(vips):
+    with Netlink() as kernel:
+        vips.found(kernel.addresses(), time.monotonic())
+
+async def main():
+    vips = await manager()
+    vips.want(frozenset({A, B}))
+    await vips.settled()
+    print("taken", flush=True)
+    await asyncio.to_thread(input)
+    # What was looked at before it was taken says nothing of it.
+    vips.found([], vips.taken[A].at)
+    found(vips)
+    for _ in range(2):
+        operator("del", A + "/24")
+        found(vips)
+        log.append(["there", present()])
+    # Set down, the link loses its IPv6 addresses.
+    import subprocess
+    subprocess.run(["ip", "link", "set", "wire", "down"], check=True)
+    await until(lambda: not vips._links.up("wire"))
+    found(vips)
+    log.append(["down", present()])
+    subprocess.run(["ip", "link", "set", "wire", "up"], check=True)
+    await until(lambda: vips._links.up("wire"))
+    vips.links_changed()
+    log.append(["up", present()])
+    vips.want(frozenset())
+    await vips.settled()
+    found(vips)
+    log.append(["given up", present()])
+    await vips.close()
+    print(json.dumps([entry for entry in log if entry[0] != "hold"]))
+
+asyncio.run(main())
+"""
+)
+
+
+def test_an_address_that_somebody_takes_off_is_put_back_and_announced() -> None:
+    with pair() as hosts:
+        child = hosts.start(hosts.left, PUT_BACK)
+        assert child.read_line() == "taken"
+        out, err = child.process.communicate("\n", timeout=30)
+    assert not child.process.returncode, err
+    both = ["10.9.0.100", "fd09::100"]
+    assert json.loads(out.splitlines()[-1]) == [
+        ["put back", "10.9.0.100", "wire"],
+        ["there", both],
+        # Told of once for a while, done each time.
+        ["there", both],
+        ["down", ["10.9.0.100"]],
+        ["put back", "fd09::100", "wire"],
+        ["up", both],
+        ["given up", []],
     ]
 
 

@@ -53,8 +53,10 @@ def node(tmp_path_factory: pytest.TempPathFactory, wire: Pair) -> Iterator[Lbd]:
 
 
 @pytest.fixture
-def lbd(node: Lbd) -> Iterator[Lbd]:
+def lbd(node: Lbd, wire: Pair) -> Iterator[Lbd]:
     node.reset()
+    # What an earlier test's daemon left, as daemons do.
+    subprocess.run(_in(wire, "ip", "address", "flush", "to", "10.9.0.100"), check=True)
     yield node
     node.kill()
 
@@ -244,14 +246,9 @@ def test_the_gateways_own_address_is_refused_as_a_vip(lbd: Lbd) -> None:
     assert lbd.call("status")["config_version"] == 0
 
 
-@pytest.fixture
-def grown(wire: Pair) -> Iterator[str]:
-    """An address that somebody gives the gateway although it is a VIP."""
-    yield "10.9.0.100/24"
-    subprocess.run(_in(wire, "ip", "address", "del", "10.9.0.100/24", "dev", "wire"), check=False, capture_output=True)
-
-
-def test_a_vip_that_is_the_gateways_own_address_at_the_start_stays_its_own(lbd: Lbd, wire: Pair, grown: str) -> None:
+def test_a_vip_that_is_the_gateways_own_address_at_the_start_stays_its_own(lbd: Lbd, wire: Pair) -> None:
+    # Somebody gives the gateway an address although it is a VIP.
+    grown = "10.9.0.100/24"
     lbd.start()
     lbd.call("config.apply", text=SERVICES)
     eventually(lambda: grown in _addresses(wire))
@@ -292,6 +289,16 @@ def test_a_vip_announced_as_a_route_stays_while_the_daemon_is_away_and_goes_with
     lbd.call("config.apply", text=SERVICES)
     eventually(lambda: "10.9.0.100" not in _addresses(wire, "lo"))
     eventually(lambda: "10.9.0.100/24" in _addresses(wire))
+
+
+def test_a_vip_taken_off_by_hand_is_put_back_and_told(lbd: Lbd, wire: Pair) -> None:
+    lbd.start()
+    lbd.call("config.apply", text=SERVICES)
+    eventually(lambda: "10.9.0.100/24" in _addresses(wire))
+    subprocess.run(_in(wire, "ip", "address", "del", "10.9.0.100/24", "dev", "wire"), check=True)
+    eventually(lambda: "10.9.0.100/24" in _addresses(wire))
+    (told,) = [event["message"] for event in lbd.call("events") if event["kind"] == "vip.put_back"]
+    assert told == "10.9.0.100 was gone from wire (taken off, or the link was set down): put back"
 
 
 def test_path_taken_off_by_hand_is_put_back_and_told(lbd: Lbd, wire: Pair) -> None:
