@@ -293,7 +293,7 @@ class Circulation(Holding):
         self._invite(now, token)
         self._reconsider(token)
         if token.hop >= token.quiet_until and not self.awaiting_view:
-            self._load(token)
+            self._load(token, now - self._last_visit)
         own = token.member(self.local)
         if own is not None and (self.leaving or self._must_go(token, own)):
             self._step_out(token)

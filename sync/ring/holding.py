@@ -12,7 +12,12 @@ from sync.ring.delivery import Link
 from sync.ring.discovery import Discovery
 from sync.ring.leases import Leases
 from sync.ring.messages import MEMBERS_MAX
+from sync.ring.multicast import MUCH_BYTES
 from sync.ring.token import JOINER, STRUCK, Member, Token
+
+FLOOD_BYTES_PER_S = 64 << 20
+"""Whoever sends that much has more to send: it gets on while the token turns at network speed, and the next visit takes
+all of it. A token that rested would leave with the first few messages."""
 
 
 class Holding(Leases):
@@ -90,10 +95,11 @@ class Holding(Leases):
         counted = sum(member.id in self.eligible or member.id == self.local for member in self.token.members)
         return self.config.serving(counted, len(self.eligible) + 1)
 
-    def _load(self, token: Token) -> None:
+    def _load(self, token: Token, since_last: float) -> None:
+        """Add what has been queued in the `since_last` seconds since this node let go of the token."""
         if not self.outbox:
             return
-        urgent = self.outbox.urgent
+        urgent, before = self.outbox.urgent, self.outbox.bytes
         parcels = []
         for load in self.outbox.take(TOKEN_BYTES_MAX - token.payload_bytes()):
             parcel = token.append(self.local, load.channel, load.order, load.messages, load.body)
@@ -101,7 +107,8 @@ class Holding(Leases):
             if load.tags:
                 self._inflight[parcel.position] = load.tags
         self.stream.take(parcels)
-        if urgent and any(parcel.order == Order.SAFE for parcel in parcels):
+        floods = before - self.outbox.bytes >= max(MUCH_BYTES, FLOOD_BYTES_PER_S * since_last)
+        if urgent and (floods or any(parcel.order == Order.SAFE for parcel in parcels)):
             token.hasten()
         elif urgent:
             token.hasten_turn()
