@@ -24,7 +24,7 @@ unit: setup
 	$(PY) -m pytest -q -n 2 tests/unit
 
 packet: setup
-	$(PY) -m pytest -q tests/packet
+	$(PY) -m pytest -q -n 2 tests/packet
 
 sim: setup
 	$(PY) -m pytest -q tests/sim

@@ -28,12 +28,12 @@ part lint $python -m ruff check .
 part format $python -m ruff format --check .
 part types $python -m mypy
 part unit $python -m pytest -q -n 2 tests/unit
-part packet $python -m pytest -q tests/packet
+part packet $python -m pytest -q -n 2 tests/packet
 part sim $python -m pytest -q -n 2 tests/sim
 part seeds $python -m tests.sim --seeds 2000
 part model $python -m pytest -q -n 2 tests/model
 part page $python -m pytest -q tests/page
-part lab $python -m pytest -q netns-lab/scenarios
+part lab $python -m pytest -q --durations=25 netns-lab/scenarios
 part docs $python -m pytest -q tests/docs
 
 leftovers > "$leftovers_after"

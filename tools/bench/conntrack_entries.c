@@ -118,6 +118,7 @@ int main(int count, char **words)
         while (recv(netlink, answer, sizeof(answer), MSG_DONTWAIT) > 0)
             refused++;
     }
-    printf("{\"made\": %u, \"refused\": %u, \"seconds\": %.4f}\n", made - refused, refused, now() - start);
+    printf("{\"made\": %u, \"refused\": %u, \"begun\": %.6f, \"seconds\": %.4f}\n", made - refused, refused, start,
+           now() - start);
     return 0;
 }

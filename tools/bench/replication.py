@@ -19,6 +19,7 @@ from typing import Any
 from netlab.ports import free_ports
 
 from tools.bench import conntrackd
+from tools.bench.usage import distribution
 
 NODES = 3
 SENDER = 1
@@ -94,15 +95,11 @@ def figures(reports: list[dict[str, Any]]) -> dict[str, Any]:
         "not_in_map": sum(made - report["in_map"] for report in receivers),
         "sending_us": round(sender["cpu_s"] / made * 1e6, 3),
         "receiving_us": [round(report["cpu_s"] / made * 1e6, 3) for report in receivers],
-        "delay_ms": {"p50": _percentile(delays, 50), "p99": _percentile(delays, 99), "max": _percentile(delays, 100)},
+        "delay_ms": distribution(delays, 2),
         "shed": [report["counts"]["received_shed"] for report in receivers],
         "exclusions": max(len(report["views"]) for report in reports),
         "loop_lag_max_ms": [round(report["loop_lag_ms"], 1) for report in reports],
     }
-
-
-def _percentile(ordered: list[float], percent: int) -> float | None:
-    return round(ordered[min(len(ordered) - 1, len(ordered) * percent // 100)], 2) if ordered else None
 
 
 def main(arguments: list[str]) -> int:
