@@ -174,6 +174,8 @@ def measure_in(
             runs = []
             for _ in range(repetitions):
                 cluster.settle(lab)
+                # Both ways of every connection through the one that is hurt.
+                cluster.place(lab, dict.fromkeys(cluster.owners(lab), cluster.owner(lab, lab.topology.vip(4))))
                 runs.append(repetition(lab, FAULTS[kind]))
             results[kind] = summary(runs)
             print(f"{name} {kind}: {json.dumps(results[kind])}", file=sys.stderr)
