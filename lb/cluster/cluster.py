@@ -21,7 +21,7 @@ from lb.cluster.load import LoadMeter
 from lb.cluster.membership import forget_strangers, struck_off, take_peers
 from lb.cluster.occupancy import Occupancy
 from lb.cluster.own_node import OwnNode
-from lb.cluster.ownership import Holding, confirm, decide, hand_on, in_use, to_hold
+from lb.cluster.ownership import Holding, NodeFacts, confirm, decide, hand_on, in_use, to_hold
 from lb.cluster.ownership_writer import OwnershipWriter
 from lb.cluster.placement import Standing
 from lb.cluster.planned_restart import PlannedRestart
@@ -372,8 +372,14 @@ class Cluster:
 
     def _publish(self, *, anew: bool = False) -> None:
         facts = self.own.publish(anew=anew)
-        if facts.standing == Standing.READY and self.state.complete and not self.state.doubts_own:
+        if self._is_back(facts):
             self._restart.over()
+
+    def _is_back(self, facts: NodeFacts) -> bool:
+        """Whether nobody has to wait for this gateway any more: it has what it had before its restart, or something has
+        failed meanwhile and others are to have it."""
+        able = facts.standing in (Standing.READY, Standing.IMPAIRED) or bool(self.resources.failed)
+        return able and self.state.serving and self.state.complete and not self.state.doubts_own
 
     def _table_complete(self, complete: bool) -> None:
         self._publish()

@@ -22,9 +22,10 @@ from ebpf.ring_buffer import RingBuffer
 from lb.configuration.node import NodeConfig
 from lb.connections.exchange import RECORDS_PER_MESSAGE_MAX, RecordReceiver, RecordSender, monotonic_s
 from lb.connections.giver import Giver
+from lb.connections.joining import Joining
 from lb.connections.records import Digest, Records, RecordsError, from_entries, live, pack_records
-from lb.connections.taker import Taker, TransferError
-from lb.connections.transfer import Kind, Scope, read_message
+from lb.connections.taker import Taker
+from lb.connections.transfer import Kind, Scope, TransferError, read_message
 from lb.process.workers import worker_pool
 from sync.driver import MulticastFailed, Ring
 from sync.events import Deliver, PeerMessage, TokenVisit, View
@@ -40,8 +41,6 @@ DRAIN_EVERY_S = 0.008
 BUSY_FOR_S = 1.0
 REPAIR_INTERVAL_S = 30.0
 REPAIR_BUCKETS_MAX = 16
-FETCH_RETRY_S = 0.2
-FETCH_ATTEMPTS_MAX = 50
 
 _DIGEST_HEADER = struct.Struct("<B7x")
 log = logging.getLogger("lb.replication")
@@ -62,7 +61,6 @@ class Replication:
         self._maps = maps
         self._ring = ring
         self._spawn = spawn
-        self._on_complete = on_complete
         self._loop = asyncio.get_running_loop()
         self._worker = worker_pool(node, 1, "connections")
         self._source = RingBuffer(maps.records)
@@ -73,13 +71,10 @@ class Replication:
         self.giver = Giver(self._node, maps.connections, self._worker, self._send, lambda: self.complete)
         self.taker = Taker(self._node, maps.connections, self._worker, self._send)
         self.receiver.on_writing = self.taker.note_writing
-        self.complete = False
+        self.joining = Joining(self._node, "connections", self._fetch, on_complete)
         self.repairs = 0
         self.repaired_entries = 0
         self.refused_messages = 0
-        self._view: View | None = None
-        self._given_up: set[int] = set()
-        self._fetching: asyncio.Task[None] | None = None
         self._repairing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._busy_until = 0.0
@@ -100,13 +95,18 @@ class Replication:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        tasks = [task for task in (self._fetching, self._repairing) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._repairing is not None:
+            self._repairing.cancel()
+            await asyncio.gather(self._repairing, return_exceptions=True)
+        await self.joining.close()
         await self.giver.close()
         self.receiver.close()
         self._worker.shutdown(wait=True)
+
+    @property
+    def complete(self) -> bool:
+        """Whether this gateway's table is its group's."""
+        return self.joining.complete
 
     def counts(self) -> dict[str, int]:
         """Counters by name, for metrics."""
@@ -130,15 +130,8 @@ class Replication:
 
     def take_view(self, view: View) -> None:
         """A view was committed: who joins fetches the table, and whoever was alone begins to tell."""
-        self._view = view
         self.sender.alone = len(view.members) == 1
-        self._given_up &= set(view.members)
-        if self._node in view.joined:
-            self._set_complete(False)
-            self._fetch_anew()
-        elif not self.complete and self._fetching is None:
-            # The group's first view here: there is nobody who would know more.
-            self._set_complete(True)
+        self.joining.take_view(view)
 
     def _token(self, _visit: TokenVisit) -> None:
         if self._timer is None and self._source.backlog:
@@ -187,44 +180,8 @@ class Replication:
             self.refused_messages += 1
             log.warning("node %d: %s", message.peer, error)
 
-    def _fetch_anew(self) -> None:
-        if self._fetching is not None:
-            self._fetching.cancel()
-        self._given_up.clear()
-        self._fetching = self._loop.create_task(self._fetch_table(), name="fetch connections")
-
-    def _givers(self) -> list[int]:
-        """Members that may have the whole table, those that have not refused yet first."""
-        view = self._view
-        if view is None:
-            return []
-        able = [node for node in view.members if node != self._node and node not in view.joined]
-        return [node for node in able if node not in self._given_up] or able
-
-    async def _fetch_table(self) -> None:
-        try:
-            for _ in range(FETCH_ATTEMPTS_MAX):
-                givers = self._givers()
-                if not givers:
-                    break  # nobody is left who would know more than this gateway
-                if await self._fetch_from(givers[0]):
-                    break
-                await asyncio.sleep(FETCH_RETRY_S)
-            else:
-                log.error("no gateway gave its connections in %d attempts: going on without", FETCH_ATTEMPTS_MAX)
-            self._set_complete(True)
-        finally:
-            self._fetching = None
-
-    async def _fetch_from(self, giver: int) -> bool:
-        try:
-            own = await self._take(giver, Scope())
-        except TransferError as error:
-            self._given_up.add(giver)
-            log.warning("%s", error)
-            return False
-        await self._publish(own)
-        return True
+    async def _fetch(self, giver: int) -> None:
+        await self._publish(await self._take(giver, Scope()))
 
     async def _take(self, giver: int, scope: Scope) -> Records:
         # One thread for both kinds of writes, or a record could slip in between a transfer's check and its write.
@@ -239,11 +196,6 @@ class Replication:
             message = pack_records(records[first : first + RECORDS_PER_MESSAGE_MAX])
             while not self._ring.offer(CHANNEL_RECORDS, message):
                 await self._ring.wait_for_room()
-
-    def _set_complete(self, complete: bool) -> None:
-        if complete != self.complete:
-            self.complete = complete
-            self._on_complete(complete)
 
     # --- repair ------------------------------------------------------------------------------------------------------
 

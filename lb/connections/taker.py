@@ -26,14 +26,10 @@ from lb.connections.records import (
     unpack_records,
     well_formed,
 )
-from lb.connections.transfer import EVERYTHING, End, Kind, Scope, Send, message_of, read_end
+from lb.connections.transfer import EVERYTHING, End, Kind, Scope, Send, TransferError, message_of, read_end
 
 SILENCE_S = 5.0
 COMPACT_AFTER = 1 << 16
-
-
-class TransferError(Exception):
-    """A transfer did not come to its end; another giver may do better."""
 
 
 class Known:

@@ -29,6 +29,14 @@ _MAGIC = b"CT"
 Send = Callable[[int, bytes], Awaitable[object]]
 
 
+class TransferError(Exception):
+    """A table did not come to its end; another giver may do better. `silent`: this one did not say a word."""
+
+    def __init__(self, text: str, *, silent: bool = False) -> None:
+        super().__init__(text)
+        self.silent = silent
+
+
 class Kind(IntEnum):
     """Messages of a transfer."""
 

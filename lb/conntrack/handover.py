@@ -15,7 +15,7 @@ import numpy as np
 
 from lb.connections.records import RecordsError
 from lb.connections.serving import Pace, Serving
-from lb.connections.transfer import End, Kind, Scope, Send, message_of, read_end, read_message
+from lb.connections.transfer import End, Kind, Scope, Send, TransferError, message_of, read_end, read_message
 from lb.conntrack.entries import ENTRY, Entries, pack_entries
 
 PART_ENTRIES_MAX = 4096
@@ -24,14 +24,6 @@ SILENCE_S = 5.0
 
 
 Table = Generator[Entries, None, None]
-
-
-class HandoverError(Exception):
-    """A table did not come to its end; another member may do better. `silent`: this one did not say a word."""
-
-    def __init__(self, text: str, *, silent: bool = False) -> None:
-        super().__init__(text)
-        self.silent = silent
 
 
 class Sink(Protocol):
@@ -103,7 +95,7 @@ class Taker:
         self.fetched = 0
 
     async def fetch(self, giver: int) -> None:
-        """Fill this gateway's table with what that member has. Raises HandoverError when it refuses, falls silent or
+        """Fill this gateway's table with what that member has. Raises TransferError when it refuses, falls silent or
         fails."""
         self._transfer = self._transfer + 1 & 0xFFFFFFFF
         self._giver, self._arrived, self._end = giver, 0, None
@@ -112,15 +104,15 @@ class Taker:
             await self._until(lambda: self._end is not None)
         except TimeoutError:
             text = f"conntrack table from node {giver}: nothing for {SILENCE_S:.0f} s; does it replicate conntrack?"
-            raise HandoverError(text, silent=not self._arrived) from None
+            raise TransferError(text, silent=not self._arrived) from None
         except OSError as error:
-            raise HandoverError(f"conntrack table from node {giver}: {error}") from None
+            raise TransferError(f"conntrack table from node {giver}: {error}") from None
         finally:
             self._giver = 0
         announced, end = self._end or (0, End.FAILED)
         if end is not End.COMPLETE or announced != self._arrived:
             what = end.name.lower() if end is not End.COMPLETE else f"{self._arrived} of {announced} entries arrived"
-            raise HandoverError(f"conntrack table from node {giver}: {what}")
+            raise TransferError(f"conntrack table from node {giver}: {what}")
 
     async def _until(self, over: Callable[[], bool]) -> None:
         while not over():

@@ -18,10 +18,11 @@ from itertools import chain
 
 from lb.configuration.fields import IpAddress
 from lb.configuration.node import NodeConfig, split_address
+from lb.connections.joining import Joining
 from lb.connections.records import RecordsError
 from lb.connections.transfer import Kind
 from lb.conntrack.entries import SEED_BYTES, Entries, Hasher, Hashes, hash_addresses, pack_addresses, to_tell
-from lb.conntrack.handover import Giver, HandoverError, Table, Taker, read_ask
+from lb.conntrack.handover import Giver, Table, Taker, read_ask
 from lb.conntrack.inbox import Inbox
 from lb.conntrack.kernel import EventReader, TableWriter, check_conntrack, dump_table
 from lb.conntrack.listener import Listener, monotonic_s
@@ -38,8 +39,6 @@ CHANNEL_TABLE = 23
 OFFER_AGAIN_S = 0.003
 # As for connection records: entries hasten the token that often.
 HASTEN_EVERY_S = 0.008
-FETCH_RETRY_S = 0.2
-FETCH_ATTEMPTS_MAX = 50
 log = logging.getLogger("lb.conntrack")
 
 
@@ -62,7 +61,6 @@ class ConntrackReplication:
         self._addresses = addresses
         listen = node.ring.listen if node.ring is not None else ()
         self._ring_addresses = [ip_address(split_address(text)[0]) for text in listen]
-        self._on_complete = on_complete
         self._loop = asyncio.get_running_loop()
         check_conntrack()
         self._hasher = Hasher(secrets.token_bytes(SEED_BYTES))
@@ -79,17 +77,12 @@ class ConntrackReplication:
         self.survey = Survey(self._table, self._told, self._hasher, self._reading, self._publish, self._may_tell)
         self.giver = Giver(self._table, self._reading, self._send, lambda: self.complete, self._given)
         self.taker = Taker(self.inbox, self._writing, self._send)
-        self.complete = False
+        self.joining = Joining(self._node, "conntrack table", self._fetch, on_complete)
         self.sent = 0
         self.refused = 0
         self._outbox: deque[tuple[bytes, int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._hastened_at = 0.0
-        self._view: View | None = None
-        self._given_up: set[int] = set()
-        self._silent: set[int] = set()
-        self._fetching: asyncio.Task[None] | None = None
-        self._one_fetch = asyncio.Lock()
         self._surveying: asyncio.Task[None] | None = None
         self._own_known: tuple[list[IpAddress], Hashes] = ([], hash_addresses(pack_addresses(())))
         self._closed = False
@@ -106,10 +99,10 @@ class ConntrackReplication:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        tasks = [task for task in (self._fetching, self._surveying) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._surveying is not None:
+            self._surveying.cancel()
+            await asyncio.gather(self._surveying, return_exceptions=True)
+        await self.joining.close()
         await self.giver.close()
         self.listener.stop()
         for pool in (self._listening, self._writing, self._reading):
@@ -117,6 +110,11 @@ class ConntrackReplication:
         self.listener.close()
         self._reader.close()
         self._writer.close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether this gateway's table is its group's."""
+        return self.joining.complete
 
     def counts(self) -> dict[str, int]:
         """Counters by name, for metrics."""
@@ -220,24 +218,17 @@ class ConntrackReplication:
 
     def _shed(self) -> None:
         log.warning("conntrack entries were shed: this gateway is slower than the ring; it asks for the table again")
-        if self._fetching is None:
-            self._fetch_anew()
+        if not self.joining.fetching:
+            self.joining.fetch_anew()
 
     # --- joining -----------------------------------------------------------------------------------------------------
 
     def take_view(self, view: View) -> None:
         """A view was committed: who joins fetches the table, and whoever was alone begins to tell."""
-        self._view = view
         self.listener.alone = len(view.members) == 1
-        self._given_up &= set(view.members)
-        self._silent &= set(view.members)
         if self._node in view.joined:
             self._told.clear()
-            self._set_complete(False)
-            self._fetch_anew()
-        elif not self.complete and self._fetching is None:
-            # The group's first view here: there is nobody who would know more.
-            self._set_complete(True)
+        self.joining.take_view(view)
 
     async def _send(self, peer: int, message: bytes | bytearray) -> None:
         try:
@@ -261,52 +252,15 @@ class ConntrackReplication:
 
     def _given(self, entries: Entries) -> None:
         """A joiner has these entries. If nobody else is there, everybody knows them."""
-        if self._view is not None and len(self._view.members) == 2:
+        view = self.joining.view
+        if view is not None and len(view.members) == 2:
             self._told.note(entries, self._hasher(entries), monotonic_s())
 
-    def _fetch_anew(self) -> None:
-        if self._fetching is not None:
-            self._fetching.cancel()
-        self._given_up.clear()
-        self._silent.clear()
-        self._fetching = self._loop.create_task(self._fetch(), name="fetch conntrack table")
-
-    def _givers(self) -> list[int]:
-        """Members that may have the whole table, those that have not refused yet first. Who says nothing at all does
-        not replicate conntrack."""
-        view = self._view
-        if view is None:
-            return []
-        able = [node for node in view.members if node != self._node and node not in view.joined | self._silent]
-        return [node for node in able if node not in self._given_up] or able
-
-    async def _fetch(self) -> None:
-        # One that was cancelled for this one first comes to its end.
-        async with self._one_fetch:
-            await self._fetch_from_somebody()
-        self._fetching = None
-        self._set_complete(True)
+    async def _fetch(self, giver: int) -> None:
+        self._told.begin_transfer()
+        try:
+            await self.taker.fetch(giver)
+        finally:
+            self._told.end_transfer()
         # What only this gateway has.
         self.survey.soon()
-
-    async def _fetch_from_somebody(self) -> None:
-        for _ in range(FETCH_ATTEMPTS_MAX):
-            givers = self._givers()
-            if not givers:
-                return  # nobody is left who would know more than this gateway
-            self._told.begin_transfer()
-            try:
-                await self.taker.fetch(givers[0])
-                return
-            except HandoverError as error:
-                (self._silent if error.silent else self._given_up).add(givers[0])
-                log.warning("%s", error)
-            finally:
-                self._told.end_transfer()
-            await asyncio.sleep(FETCH_RETRY_S)
-        log.error("no gateway gave its conntrack table in %d attempts: going on without", FETCH_ATTEMPTS_MAX)
-
-    def _set_complete(self, complete: bool) -> None:
-        if complete != self.complete:
-            self.complete = complete
-            self._on_complete(complete)

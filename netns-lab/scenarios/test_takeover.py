@@ -16,6 +16,8 @@ from scenarios.on_the_wire import assert_believed, assert_one_owner_each, mislea
 # next ten seconds unless something happens.
 SAID_AGAIN_S = 5.5
 BELIEVED_S = 6.0
+# Less than a gateway that does not come back is waited for.
+RETURN_S = 10.0
 
 
 def fail(lab: Lab, node: str, fault: str) -> None:
@@ -78,6 +80,20 @@ def test_a_gateway_dies_soon_after_its_restart(whole: Lab) -> None:
         eventually(lambda: answered(whole, 100), 10)
         cluster.revive(whole)
     traffic.assert_undisturbed()
+    traffic.claims.assert_one_owner_at_a_time(others[0])
+
+
+def test_a_link_is_lost_while_the_daemon_restarts(whole: Lab) -> None:
+    """What the gateway had is waited for, but not beyond its return."""
+    node = owner_of_all(whole)
+    others = cluster.others(whole, node)
+    with clients(whole) as traffic:
+        whole.stop(f"{node}/lbd")
+        faults.set_links(whole, node, up=False, interfaces=["inside"])
+        whole.start_daemon(node)
+        cluster.wait_for_owners(whole, others, RETURN_S)
+        cluster.revive(whole)
+    traffic.assert_nothing_failed()
     traffic.claims.assert_one_owner_at_a_time(others[0])
 
 

@@ -16,8 +16,8 @@ from ebpf.layout import State
 from lb.connections import taker
 from lb.connections.giver import Giver
 from lb.connections.records import Digest, Records, RecordsError, bucket_of, hash_keys, to_entries
-from lb.connections.taker import Known, Taker, TransferError
-from lb.connections.transfer import Kind, Scope, read_message
+from lb.connections.taker import Known, Taker
+from lb.connections.transfer import Kind, Scope, TransferError, read_message
 from tests.unit.test_cluster_connection_records import some_records
 from tools.bench.record_source import new_map
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from lb.connections.records import RecordsError
-from lb.connections.transfer import End, Kind, Scope, end_of, message_of
+from lb.connections.transfer import End, Kind, Scope, TransferError, end_of, message_of
 from lb.conntrack import handover
 from lb.conntrack.entries import ENTRY, Entries, pack_entries, unpack_entries
-from lb.conntrack.handover import PART_ENTRIES_MAX, Giver, HandoverError, Table, Taker, read_ask, take
+from lb.conntrack.handover import PART_ENTRIES_MAX, Giver, Table, Taker, read_ask, take
 from tests.unit.test_conntrack_entries import some_entries
 
 GIVER, TAKER = 1, 2
@@ -97,7 +97,7 @@ def test_a_joiner_gets_the_whole_table(count: int) -> None:
 def test_a_table_that_cannot_be_read_to_its_end_is_no_table() -> None:
     async def run() -> None:
         async with link(some_entries(9000), fails_after=6) as made:
-            with pytest.raises(HandoverError, match="failed") as failure:
+            with pytest.raises(TransferError, match="failed") as failure:
                 await made.taker.fetch(GIVER)
             assert not failure.value.silent
 
@@ -108,7 +108,7 @@ def test_who_is_not_complete_refuses() -> None:
     async def run() -> None:
         async with link(some_entries(10)) as made:
             made.ready = False
-            with pytest.raises(HandoverError, match="refused"):
+            with pytest.raises(TransferError, match="refused"):
                 await made.taker.fetch(GIVER)
             assert made.giver.refused == 1
             made.ready = True
@@ -123,7 +123,7 @@ def test_silence_is_told_from_a_broken_transfer(lost: Kind, silent: bool) -> Non
     async def run() -> None:
         async with link(some_entries(10)) as made:
             made.lose = {lost}
-            with pytest.raises(HandoverError, match="does it replicate conntrack") as failure:
+            with pytest.raises(TransferError, match="does it replicate conntrack") as failure:
                 await made.taker.fetch(GIVER)
             assert failure.value.silent == silent
 
@@ -134,7 +134,7 @@ def test_a_lost_part_shows_at_the_end() -> None:
     async def run() -> None:
         async with link(some_entries(10)) as made:
             made.lose = {Kind.PART}
-            with pytest.raises(HandoverError, match="0 of 10 entries arrived"):
+            with pytest.raises(TransferError, match="0 of 10 entries arrived"):
                 await made.taker.fetch(GIVER)
 
     asyncio.run(run())
