@@ -53,7 +53,7 @@ class Requester(Protocol):
     def request(self, kind: Kind, *arguments: Any) -> Awaitable[Result]:
         """Submit a request; the result comes when its turn does. Raises MalformedCommand, TooManyRequests."""
 
-    def submit(self, kind: Kind, *arguments: Any) -> None:
+    def submit(self, kind: Kind, *arguments: Any, urgent: bool = False) -> None:
         """Submit a request nobody waits for; a failure is counted and logged."""
 
 
@@ -138,6 +138,10 @@ class Data:
     def __setitem__(self, key: str, value: bytes) -> None:
         """Write without waiting; the value is visible when the ring has ordered it."""
         self._requester.submit(Kind.WRITE, [], [[Operation.SET, key, value]])
+
+    def hasten(self, key: str, value: bytes) -> None:
+        """Write without waiting, and let the token hurry: others wait for this to be visible."""
+        self._requester.submit(Kind.WRITE, [], [[Operation.SET, key, value]], urgent=True)
 
     def __delitem__(self, key: str) -> None:
         """Delete without waiting."""

@@ -74,9 +74,9 @@ class RequestDesk:
         """Submit a request; the answer comes when its turn does."""
         return self._open(kind, arguments)[1]
 
-    def submit(self, kind: Kind, *arguments: Any) -> None:
-        """Submit a request nobody waits for; it rides on the token's next regular visit."""
-        self.shared.submit(self._surroundings.now(), kind, *arguments, urgent=False)
+    def submit(self, kind: Kind, *arguments: Any, urgent: bool = False) -> None:
+        """Submit a request nobody waits for; unless it is urgent it rides on the token's next regular visit."""
+        self.shared.submit(self._surroundings.now(), kind, *arguments, urgent=urgent)
         self._surroundings.flush_soon()
 
     async def turn(self, kind: Kind, *arguments: Any) -> tuple[int, Any]:

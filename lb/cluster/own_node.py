@@ -130,8 +130,12 @@ class OwnNode:
         drained = self._state.node in self._state.drained and facts.standing == Standing.READY
         self._set_state(STATE_NAMES[Standing.DRAINED if drained else Standing(facts.standing)], facts.reason)
         if (anew or facts != self._published) and self._state.view is not None:
-            self._published = facts
-            self._ring.data[f"{NODE_PREFIX}{self._state.node}"] = pack(facts)
+            before, self._published = self._published, facts
+            key = f"{NODE_PREFIX}{self._state.node}"
+            if before is not None and _decides(facts) != _decides(before):
+                self._ring.data.hasten(key, pack(facts))
+            else:
+                self._ring.data[key] = pack(facts)
         return facts
 
     def close(self) -> None:
@@ -144,3 +148,8 @@ class OwnNode:
     def _watch_links(self) -> None:
         before, self._up = self._up, self._up_now()
         self._links_changed(bool(self._up - before))
+
+
+def _decides(facts: NodeFacts) -> tuple[object, ...]:
+    """What of a gateway's facts decides over who has which address: with this, clients wait."""
+    return facts.standing, facts.segments

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -52,6 +53,18 @@ async def formed(count: int, **settings: Any) -> AsyncIterator[list[Ring]]:
         for ring in rings:
             await ring.leave()
             ring.close()
+
+
+async def test_what_others_wait_for_does_not_wait_for_the_idle_token() -> None:
+    async with formed(3) as rings:
+        delays = []
+        for number in range(9):
+            value, begun = b"%d" % number, time.monotonic()
+            rings[2].data.hasten("news", value)
+            await until(lambda value=value: all(ring.data.get("news") == value for ring in rings))  # type: ignore[misc]
+            delays.append(time.monotonic() - begun)
+            await asyncio.sleep(0.05)
+        assert sorted(delays)[4] < rings[0].config.timers.turn_idle / 4, delays
 
 
 async def test_a_ring_of_one_works_like_any_other() -> None:
