@@ -43,6 +43,12 @@ _FIELDS = tuple(Event.__dataclass_fields__)
 _TEXTS = ("kind", "message", "node", "subject", "why", "who", "severity")
 
 
+def vip_duplicate(address: str, mac: str, interface: str) -> Event:
+    """A host that is no gateway of the cluster uses an address."""
+    text = f"another host ({mac}) on {interface} uses {address}: take it off there"
+    return Event("vip.duplicate", text, subject=address, severity="error")
+
+
 def vip_put_back(address: str, interface: str) -> Event:
     """Somebody, or something, had taken an address off an interface of a gateway that holds it."""
     text = f"{address} was gone from {interface} (taken off, or the link was set down): put back"

@@ -10,7 +10,7 @@ from typing import Any
 from lb.configuration.model import EMPTY, ClusterConfig, Vip
 from lb.control import Caller, ControlError
 from lb.engine.packet_engine import FOREVER_NS
-from lb.events import Event, vip_put_back
+from lb.events import vip_duplicate, vip_put_back
 from lb.gateway import Gateway
 from lb.network.announce import Announcer, Claim
 from lb.network.netlink import Netlink, NetlinkError
@@ -83,7 +83,8 @@ class SingleNode:
     def _add(self, vips: list[Vip]) -> dict[Vip, str]:
         """The addresses that were not there → the interfaces they are on now."""
         with Netlink() as netlink:
-            found = ((vip, self._link_of(_links(netlink), vip)) for vip in vips)
+            links = _links(netlink)
+            found = ((vip, self._link_of(links, vip)) for vip in vips)
             return {
                 vip: link.name
                 for vip, link in found
@@ -152,15 +153,7 @@ class SingleNode:
                 self._announcer.start(link.name, link.mac, vip.host)
 
     def _conflict(self, interface: str, claim: Claim) -> None:
-        mac = claim.mac.hex(":")
-        self._gateway.report(
-            Event(
-                "vip.duplicate",
-                f"another host ({mac}) on {interface} uses {claim.address}: take it off there",
-                subject=str(claim.address),
-                severity="error",
-            )
-        )
+        self._gateway.report(vip_duplicate(str(claim.address), claim.mac.hex(":"), interface))
 
     async def _vips(self, _params: dict[str, Any], _caller: Caller) -> list[dict[str, Any]]:
         return [self._vip(vip) for vip in self._gateway.store.current.vips]

@@ -13,7 +13,7 @@ from time import time
 
 from lb.cluster.clocks import here
 from lb.cluster.ownership import NOBODY, Holding, reason_text
-from lb.events import Event, pack_event, unpack_event, vip_put_back
+from lb.events import Event, pack_event, unpack_event, vip_duplicate, vip_put_back
 from sync.driver import Ring
 from sync.events import Deliver, View
 
@@ -46,8 +46,7 @@ class ClusterJournal:
 
     def duplicate(self, address: str, mac: str, interface: str) -> None:
         """A host outside the cluster uses one of its addresses."""
-        text = f"another host ({mac}) on {interface} uses {address}: take it off there"
-        self.tell(Event("vip.duplicate", text, subject=address, severity="error"))
+        self.tell(vip_duplicate(address, mac, interface))
 
     def put_back(self, address: str, interface: str) -> None:
         """Somebody had taken an address off this gateway that it holds."""

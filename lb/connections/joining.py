@@ -25,11 +25,12 @@ class Joining:
         self._table = table
         self._fetch = fetch
         self._on_complete = on_complete
-        self._view: View | None = None
         self._unable: set[int] = set()
         self._silent: set[int] = set()
         self._task: asyncio.Task[None] | None = None
         self._one_fetch = asyncio.Lock()
+        # The last one that was committed.
+        self.view: View | None = None
         self.complete = False
 
     @property
@@ -37,14 +38,9 @@ class Joining:
         """Whether the table is on its way."""
         return self._task is not None and not self._task.done()
 
-    @property
-    def view(self) -> View | None:
-        """The last view there was."""
-        return self._view
-
     def take_view(self, view: View) -> None:
         """A view was committed: who joins fetches the table."""
-        self._view = view
+        self.view = view
         self._unable &= set(view.members)
         self._silent &= set(view.members)
         if self._node in view.joined:
@@ -71,7 +67,7 @@ class Joining:
     def _givers(self) -> list[int]:
         """Members that may have the whole table, those that have not refused yet first. Who says nothing at all has
         none."""
-        view = self._view
+        view = self.view
         if view is None:
             return []
         able = [node for node in view.members if node != self._node and node not in view.joined | self._silent]

@@ -91,6 +91,13 @@ def place(lab: Lab, wanted: Mapping[str, str]) -> None:
     eventually(placed, SETTLE_S, f"the VIPs are at {wanted}")
 
 
+def owner_of_all(lab: Lab) -> str:
+    """The gateway that holds the clients' IPv4 VIP, and now every other one as well."""
+    held = owner(lab, lab.topology.vip(4))
+    place(lab, dict.fromkeys(owners(lab), held))
+    return held
+
+
 def last_event(lab: Lab, node: str) -> int:
     """The number of the newest line in a gateway's journal."""
     return max((row["id"] for row in lab.api(node, "GET", "/v1/events?limit=1")), default=0)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from netlab import cluster, services
+from netlab import services
 from netlab.commands import load_nft
 from netlab.lab import Argument, Lab
 from netlab.topology import FAMILIES, HTTP_PORT, Family
@@ -95,13 +95,6 @@ def clients(lab: Lab) -> Iterator[Clients]:
         started.claims.begin()
         yield started
         started.downloads.wait()
-
-
-def owner_of_all(lab: Lab) -> str:
-    """The gateway that holds the clients' IPv4 VIP, and now every other one as well."""
-    owner = cluster.owner(lab, lab.topology.vip(4))
-    cluster.place(lab, dict.fromkeys(cluster.owners(lab), owner))
-    return owner
 
 
 def drop_flood() -> None:

@@ -11,7 +11,7 @@ from netlab.lab import Lab, LabMaker
 from netlab.topology import FAMILIES, HTTP_PORT
 from netlab.waiting import eventually
 
-from scenarios.clients import answered, clients, owner_of_all
+from scenarios.clients import answered, clients
 from scenarios.on_the_wire import assert_one_owner_each, mislead, watched
 
 RING = ("ring1", "ring2")
@@ -28,7 +28,7 @@ def lab(make_lab: LabMaker) -> Lab:
 
 
 def test_one_ring_link_is_missed_by_nobody(whole: Lab) -> None:
-    owner = owner_of_all(whole)
+    owner = cluster.owner_of_all(whole)
     before, number = cluster.owners(whole), cluster.view(whole, owner)[0]
     with clients(whole) as traffic:
         for link in RING:
@@ -50,7 +50,7 @@ def answered_for(lab: Lab, seconds: float) -> None:
 
 def test_a_data_link_is_lost_and_the_ring_goes_on(whole: Lab) -> None:
     """The owner hands its addresses over in order, on both sides, and stays a member."""
-    victim = owner_of_all(whole)
+    victim = cluster.owner_of_all(whole)
     number = cluster.view(whole, victim)[0]
     with clients(whole) as traffic:
         faults.set_links(whole, victim, up=False, interfaces=["inside"])
@@ -63,7 +63,7 @@ def test_a_data_link_is_lost_and_the_ring_goes_on(whole: Lab) -> None:
 
 def test_the_successor_dies_as_it_takes_over(whole: Lab) -> None:
     vip = whole.topology.vip(4)
-    first = owner_of_all(whole)
+    first = cluster.owner_of_all(whole)
     with clients(whole) as traffic:
         faults.set_links(whole, first, up=False)
         second = eventually(lambda: new_owner(whole, vip, first), 10)
@@ -212,7 +212,7 @@ def test_one_alone_and_three(healed: tuple[Lab, str]) -> None:
     lab, policy = healed
     # The second time it hears the others, and they do not hear it.
     for one_way in (False, True) if policy == "majority" else (False,):
-        alone = owner_of_all(lab)
+        alone = cluster.owner_of_all(lab)
         rest = cluster.others(lab, alone)
         with clients(lab) as traffic:
             part(lab, [alone], policy, one_way=one_way)

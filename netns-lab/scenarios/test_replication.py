@@ -11,8 +11,6 @@ from netlab.lab import Argument, Lab, LabMaker
 from netlab.topology import FAMILIES, HTTP_PORT, Family
 from netlab.waiting import eventually
 
-from scenarios.clients import owner_of_all
-
 # Of each family.
 HELD_CONNECTIONS = 60
 
@@ -34,7 +32,7 @@ def lab(request: pytest.FixtureRequest, make_lab: LabMaker) -> Iterator[tuple[La
 def test_a_backend_set_changes_and_then_the_gateway_dies(lab: tuple[Lab, bool]) -> None:
     """Connections that today's table would send elsewhere stay on their backends, thanks to the replicated one."""
     three, replicated = lab
-    victim = owner_of_all(three)
+    victim = cluster.owner_of_all(three)
     survivors = cluster.others(three, victim)
     options: list[Argument] = ["--connections", HELD_CONNECTIONS, "--concurrency", HELD_CONNECTIONS, "--requests", 0]
     with ExitStack() as stack:

@@ -9,7 +9,7 @@ from netlab.lab import Lab
 from netlab.topology import FAMILIES
 from netlab.waiting import eventually
 
-from scenarios.clients import answered, clients, owner_of_all
+from scenarios.clients import answered, clients
 from scenarios.on_the_wire import assert_believed, assert_one_owner_each, mislead
 
 # An owner says at growing intervals that it has an address: after this time it has just done so, and is silent for the
@@ -33,7 +33,7 @@ def fail(lab: Lab, node: str, fault: str) -> None:
 @pytest.mark.parametrize("fault", ["kill", "stop", "host death", "outside link"])
 def test_clients_survive_the_loss_of_the_owner(whole: Lab, fault: str) -> None:
     """And its return: whatever it has slept through, it does not claim what others have now."""
-    victim = owner_of_all(whole)
+    victim = cluster.owner_of_all(whole)
     with clients(whole) as traffic:
         fail(whole, victim, fault)
         cluster.wait_for_owners(whole, cluster.others(whole, victim), but=[victim])
@@ -45,7 +45,7 @@ def test_clients_survive_the_loss_of_the_owner(whole: Lab, fault: str) -> None:
 
 
 def test_a_drained_gateway_hands_over_without_a_gap(whole: Lab) -> None:
-    victim = owner_of_all(whole)
+    victim = cluster.owner_of_all(whole)
     with clients(whole) as traffic:
         whole.api(victim, "POST", f"/v1/nodes/{victim}/drain")
         cluster.wait_for_owners(whole, cluster.others(whole, victim))
@@ -56,7 +56,7 @@ def test_a_drained_gateway_hands_over_without_a_gap(whole: Lab) -> None:
 
 
 def test_a_restarted_daemon_keeps_its_vips(whole: Lab) -> None:
-    node = owner_of_all(whole)
+    node = cluster.owner_of_all(whole)
     with clients(whole) as traffic:
         whole.stop(f"{node}/lbd")
         whole.start_daemon(node)
@@ -68,7 +68,7 @@ def test_a_restarted_daemon_keeps_its_vips(whole: Lab) -> None:
 
 def test_a_gateway_dies_soon_after_its_restart(whole: Lab) -> None:
     """Others hold addresses, too, and need not say anything for its restart to be over."""
-    node = owner_of_all(whole)
+    node = cluster.owner_of_all(whole)
     others = cluster.others(whole, node)
     cluster.place(whole, {whole.topology.vip(family, "inside"): others[0] for family in FAMILIES})
     with clients(whole) as traffic:
@@ -85,7 +85,7 @@ def test_a_gateway_dies_soon_after_its_restart(whole: Lab) -> None:
 
 def test_a_link_is_lost_while_the_daemon_restarts(whole: Lab) -> None:
     """What the gateway had is waited for, but not beyond its return."""
-    node = owner_of_all(whole)
+    node = cluster.owner_of_all(whole)
     others = cluster.others(whole, node)
     with clients(whole) as traffic:
         whole.stop(f"{node}/lbd")
@@ -99,7 +99,7 @@ def test_a_link_is_lost_while_the_daemon_restarts(whole: Lab) -> None:
 
 def test_the_last_gateway_carries_everything_and_the_others_return(whole: Lab) -> None:
     """The others are hosts that lose power, and come back with nothing but their disks."""
-    first = owner_of_all(whole)
+    first = cluster.owner_of_all(whole)
     second, last = cluster.others(whole, first)
     with clients(whole) as traffic:
         for name in (first, second):
@@ -133,7 +133,7 @@ def test_all_gateways_lose_power_and_come_back(whole: Lab) -> None:
 
 def test_a_partition_heals_to_one_owner_each(whole: Lab) -> None:
     """Hosts that believe something else by then are told by the keeper, without having asked."""
-    keeper = owner_of_all(whole)
+    keeper = cluster.owner_of_all(whole)
     taken_at = time.monotonic()
     alone, third = cluster.others(whole, keeper)
     faults.partition(whole, [alone])

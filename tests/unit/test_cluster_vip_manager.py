@@ -32,7 +32,7 @@ def hold(hosts):
 
 async def manager(keep=(), entitled=lambda: True):
     links = LinkWatch(asyncio.get_running_loop(), ["wire"], lambda: None)
-    strangers.extend([Strangers(lambda *claim: log.append(["stranger", *claim]))])
+    strangers.append(Strangers(lambda *claim: log.append(["stranger", *claim])))
     made = VipManager(NODE, hold, links, strangers[0].heard, lambda *back: log.append(["put back", *back]), entitled)
     made.start(CONFIG, keep=keep)
     return made

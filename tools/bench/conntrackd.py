@@ -30,7 +30,7 @@ POLL_S = 0.005
 STATISTICS = struct.pack("=i", 21)
 SIDES = (1, 2)
 PORT = 3780
-
+Sample = tuple[float, int]
 
 # Without a rule that asks for it nothing is tracked, and nobody told of entries; conntrackd's own are not counted.
 RULES = f"""table ip t {{
@@ -137,9 +137,6 @@ def pair() -> Iterator[Pair]:
             yield made
         finally:
             made.close()
-
-
-Sample = tuple[float, int]
 
 
 def _until_calm(hosts: Pair, maker: "subprocess.Popen[str]", expected: int) -> list[Sample]:

@@ -119,8 +119,9 @@ def keep_punctual(prober: Traffic) -> None:
 def repetition(lab: Lab, fault: Fault) -> dict[str, Any]:
     """Hurt the owner once under probes; the prober's and the connections' reports. The lab is whole again after."""
     vip = lab.topology.vip(4)
-    owner = cluster.owner(lab, vip)
-    others = [gateway.name for gateway in lab.gateways if gateway.name != owner]
+    # Both ways of every connection lead through the one that is hurt.
+    owner = cluster.owner_of_all(lab)
+    others = cluster.others(lab, owner)
     hurt, heal = fault
     with (
         lab.traffic("udp_probe", vip, "--interval-ms", 1) as prober,
@@ -174,8 +175,6 @@ def measure_in(
             runs = []
             for _ in range(repetitions):
                 cluster.settle(lab)
-                # Both ways of every connection through the one that is hurt.
-                cluster.place(lab, dict.fromkeys(cluster.owners(lab), cluster.owner(lab, lab.topology.vip(4))))
                 runs.append(repetition(lab, FAULTS[kind]))
             results[kind] = summary(runs)
             print(f"{name} {kind}: {json.dumps(results[kind])}", file=sys.stderr)
