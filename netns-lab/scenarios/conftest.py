@@ -3,11 +3,14 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from netlab import cluster, faults
-from netlab.lab import Lab, LabMaker, tail
+from netlab import aftermath, cluster, faults
+from netlab.lab import Lab, LabMaker
+
+LAB = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +70,20 @@ def healing() -> Iterator[list[Lab]]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: "pytest.CallInfo[None]") -> Any:
-    """A failed scenario shows the end of every daemon's log and journal."""
+    """A failed scenario shows what the gateways tell, and why it failed once more below: the end of a log is what is
+    read first."""
     outcome: Any = yield
     report = outcome.get_result()
     if report.failed:
         labs = {id(value): value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Lab)}
         for lab in labs.values():
-            logs, journals = lab.directory.glob("log/*-lbd.log"), lab.directory.glob("gw*/state/events.jsonl")
-            for path in (*sorted(logs), *sorted(journals)):
-                report.sections.append((str(path.relative_to(lab.directory)), tail(path, 40)))
+            report.sections.append((f"lab {lab.name}", aftermath.page(lab)))
+        if call.excinfo is not None:
+            report.sections.append((f"why {item.name} failed", reason(call.excinfo)))
+
+
+def reason(failure: "pytest.ExceptionInfo[BaseException]") -> str:
+    """Where in the scenarios or the lab it failed, and with what."""
+    paths = ((Path(entry.path), entry) for entry in failure.traceback)
+    steps = [f"{path.name}:{entry.lineno + 1} {entry.name}" for path, entry in paths if LAB in path.parents]
+    return f"{' > '.join(steps)}\n{failure.exconly()[:1000]}"
