@@ -3,7 +3,7 @@
 
 import os
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from lb import __version__
@@ -30,6 +30,10 @@ from lb.process.notify import Notifier
 
 JOURNAL_NAME = "events.jsonl"
 OWN_CALLER = Caller(0, os.getpid(), "lbd", "daemon")
+
+
+async def _nowhere_else(_version: int) -> list[str]:
+    return []
 
 
 class Component(Protocol):
@@ -71,11 +75,13 @@ class Gateway:
         self.census = Census()
         # The event loop's worst delay of late, in seconds.
         self.lag_s = 0.0
-        # A cluster replaces these three: events are told to the peers, the ring has a view, and the others tell which
-        # addresses are theirs (→ the gateway's name).
+        # A cluster replaces these four: events are told to the peers, the ring has a view, the others tell which
+        # addresses are theirs (→ the gateway's name), and a version of the configuration is waited for until it is in
+        # force on all of them (→ the names of those where it is not in time).
         self.report: Callable[[Event], object] = self.record
         self.view: Callable[[], dict[str, Any] | None] = lambda: None
         self.told_addresses: Callable[[], Mapping[str, str]] = dict
+        self.everywhere: Callable[[int], Awaitable[list[str]]] = _nowhere_else
         # And it follows a node file that names other gateways than before; ConfigError for one it cannot follow.
         self.take_peers: Callable[[NodeConfig], None] = lambda node: None
         self._address_watchers: list[Callable[[list[Address], float], None]] = []

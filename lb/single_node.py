@@ -2,6 +2,7 @@
 """VIPs of a gateway that stands alone: it holds all of them, always."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
@@ -9,7 +10,7 @@ from typing import Any
 
 from lb.configuration.model import EMPTY, ClusterConfig, Vip
 from lb.control import Caller, ControlError
-from lb.engine.packet_engine import FOREVER_NS
+from lb.engine.packet_engine import FOREVER_NS, EngineError
 from lb.events import vip_duplicate, vip_put_back
 from lb.gateway import Gateway
 from lb.network.announce import Announcer, Claim
@@ -93,6 +94,9 @@ class SingleNode:
 
     async def _take(self, old: ClusterConfig, new: ClusterConfig) -> None:
         async with self._change:
+            # Whoever finds a new address is to find its services, too. Without them, it is the driver that complains.
+            with contextlib.suppress(EngineError):
+                await self._gateway.driver.settled()
             await asyncio.to_thread(self._place, old, new)
             held = [vip.host for vip in _on_segments(new) if vip.host not in self._problems]
             await asyncio.to_thread(self._gateway.engine.hold, held)

@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
 from lb.cluster.alone import Alone
 from lb.cluster.figures import ClusterFigures
+from lb.cluster.in_force import InForce
 from lb.cluster.journal import ClusterJournal
 from lb.cluster.lease import KernelLease
 from lb.cluster.load import LoadMeter
@@ -80,6 +81,7 @@ class Cluster:
         self.vips: VipManager
         self.routed: RoutedVips
         self.own: OwnNode
+        self.in_force: InForce
         self.alone: Alone
         self.stats: ClusterStats
         self.traffic: TrafficExchange
@@ -119,18 +121,20 @@ class Cluster:
             self.lease.end()
         await asyncio.to_thread(engine.hold, keep)
         self._steering = SteeringTask(engine, self._workers)
+        self.in_force = InForce(self.store, gateway.driver, self.state, self._config_in_force)
+        gateway.everywhere = self.in_force.everywhere
         self.own = OwnNode(
             gateway.node,
             gateway.started_at,
             self.ring,
             self.state,
             self.resources,
+            self.in_force,
             gateway.set_state,
             self._links_changed,
             lambda: gateway.own_addresses,
             lambda: gateway.own_hosts,
         )
-        self.own.config_version = self.store.current.version
         segments = {interface.name: interface.segment for interface in gateway.node.interfaces}
         occupancy = Occupancy(segments, lambda: self.own.links.links)
         self.alone = Alone(occupancy, self._untaken, self._yielding, self._react, self.journal.tell)
@@ -172,6 +176,7 @@ class Cluster:
             self.conntrack.start()
         self._tasks = [
             loop.create_task(self._steering.run(), name="steering"),
+            loop.create_task(self.in_force.run(), name="configuration in force"),
             loop.create_task(self._tick(), name="cluster tick"),
             loop.create_task(self.stats.run(), name="cluster stats"),
             loop.create_task(self._loads.run(), name="VIP loads"),
@@ -245,6 +250,8 @@ class Cluster:
         if self.node in view.joined and not self._restart.keeping:
             # Whatever this gateway owned, the group may have given to others.
             self.vips.disown()
+        if self.node in view.joined:
+            self.own.joined()
         self._figures.view(before, view)
         if view.joined and self.node not in view.joined:
             # Whoever joins may have claimed the addresses while it was on its own: the keeper has the last word.
@@ -277,9 +284,14 @@ class Cluster:
     def _data_complete(self, complete: bool) -> None:
         if complete:
             self.state.read_all()
-            self.gateway.spawn(self.store.settle(), "shared configuration")
+            self.gateway.spawn(self._settle(self.store.settle()), "shared configuration")
             self._publish(anew=True)
             self._react()
+
+    async def _settle(self, decided: Coroutine[Any, Any, None]) -> None:
+        await decided
+        self._publish()
+        self._react()
 
     def _data_replaced(self, _replaced: Replaced) -> None:
         """Two groups became one and this node's state was not the one that was kept."""
@@ -290,6 +302,7 @@ class Cluster:
     def _react(self) -> None:
         """Bring this gateway, and on the coordinator the cluster, to where the state says it should be."""
         state = self.state
+        self.in_force.news()
         if state.view is None or not state.complete or not self._tasks:
             return
         if any(holding.owner == self.node for holding in state.holdings.values()):
@@ -425,9 +438,12 @@ class Cluster:
         self.vips.links_changed()
         self._react()
 
-    def _config_changed(self, _old: ClusterConfig, new: ClusterConfig) -> None:
-        self.own.config_version = new.version
-        self.vips.configure(new)
+    def _config_changed(self, _old: ClusterConfig, _new: ClusterConfig) -> None:
+        self.in_force.follow()
+        self._react()
+
+    def _config_in_force(self, config: ClusterConfig) -> None:
+        self.vips.configure(config)
         self._publish()
         self._react()
 

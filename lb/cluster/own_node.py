@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 
 from lb import __version__
+from lb.cluster.in_force import InForce
 from lb.cluster.ownership import NODE_PREFIX, NodeFacts, pack
 from lb.cluster.placement import Standing
 from lb.cluster.resources import Resources
@@ -42,6 +43,7 @@ class OwnNode:
         ring: Ring,
         state: ClusterState,
         resources: Resources,
+        in_force: InForce,
         set_state: Callable[[str, str], None],
         links_changed: Callable[[bool], None],
         addresses: Callable[[], Mapping[str, tuple[IpAddress, ...]]],
@@ -52,6 +54,7 @@ class OwnNode:
         self._ring = ring
         self._state = state
         self._resources = resources
+        self._in_force = in_force
         self._set_state = set_state
         self._links_changed = links_changed
         self._addresses = addresses
@@ -64,7 +67,8 @@ class OwnNode:
         self.conntrack: ConntrackReplication | None = None
         self.routed: RoutedVips | None = None
         self.stopping = False
-        self.config_version = 0
+        # The others have been told that it is ready since it joined them.
+        self._told_ready = False
 
     def local_links(self) -> list[LocalLink]:
         """This gateway's interfaces as the packet path's steering needs them."""
@@ -76,7 +80,7 @@ class OwnNode:
             return Standing.OUT
         if len(self._up) < len(self._segments):
             return Standing.IMPAIRED
-        return Standing.JOINING if self._missing_table() else Standing.READY
+        return Standing.JOINING if self._missing() else Standing.READY
 
     def reason(self) -> str:
         """Why it is not simply in service; empty when it is."""
@@ -93,15 +97,24 @@ class OwnNode:
             return NOT_SERVING
         if len(self._up) < len(self._segments):
             return f"down: {', '.join(sorted(self._segments.keys() - self._up))}"
-        if missing := self._missing_table():
-            return f"the {missing} is not complete yet"
+        if missing := self._missing():
+            return missing
         return "drained by an operator" if self._state.node in self._state.drained else ""
 
-    def _missing_table(self) -> str:
-        """What this gateway still fetches from another one; empty when it has everything."""
+    def _missing(self) -> str:
+        """What this gateway needs before it serves and does not have yet, in words; empty when it has everything."""
         if self.replication is None or not self.replication.complete:
-            return "connection table"
-        return "conntrack table" if self.conntrack is not None and not self.conntrack.complete else ""
+            return "the connection table is not complete yet"
+        if self.conntrack is not None and not self.conntrack.complete:
+            return "the conntrack table is not complete yet"
+        # One that serves goes on serving while a change is on its way to its packet path.
+        if not self._told_ready and not self._in_force.is_current:
+            return "the packet path does not have the cluster's configuration yet"
+        return ""
+
+    def joined(self) -> None:
+        """It is in a group that it was not in before, and is to have what that group has before it serves."""
+        self._told_ready = False
 
     def facts(self) -> NodeFacts:
         """What this gateway tells the others of itself."""
@@ -114,10 +127,11 @@ class OwnNode:
             macs=tuple((segment, links[name].mac) for name, segment in self._segments.items() if name in links),
             tunnel_address=self._tunnel_end(),
             version=__version__,
-            config_version=self.config_version,
+            config_version=self._in_force.config.version,
             started_at=self._started_at,
             route_problem=self.routed.problem if self.routed is not None else "",
             addresses=tuple(islice(self._own_hosts(), ADDRESSES_TOLD_MAX)),
+            joined_in=self._state.joined_in,
         )
 
     def _tunnel_end(self) -> str:
@@ -127,12 +141,13 @@ class OwnNode:
     def publish(self, *, anew: bool = False) -> NodeFacts:
         """Tell the daemon and, when they have changed (or `anew`), the others."""
         facts = self.facts()
+        self._told_ready = facts.standing == Standing.READY
         drained = self._state.node in self._state.drained and facts.standing == Standing.READY
         self._set_state(STATE_NAMES[Standing.DRAINED if drained else Standing(facts.standing)], facts.reason)
         if (anew or facts != self._published) and self._state.view is not None:
             before, self._published = self._published, facts
             key = f"{NODE_PREFIX}{self._state.node}"
-            if before is not None and _decides(facts) != _decides(before):
+            if before is not None and _is_awaited(facts) != _is_awaited(before):
                 self._ring.data.hasten(key, pack(facts))
             else:
                 self._ring.data[key] = pack(facts)
@@ -150,6 +165,7 @@ class OwnNode:
         self._links_changed(bool(self._up - before))
 
 
-def _decides(facts: NodeFacts) -> tuple[object, ...]:
-    """What of a gateway's facts decides over who has which address: with this, clients wait."""
-    return facts.standing, facts.segments
+def _is_awaited(facts: NodeFacts) -> tuple[object, ...]:
+    """What of a gateway's facts somebody waits for: clients, for who has which address; an operator, for a change to be
+    in force."""
+    return facts.standing, facts.segments, facts.config_version

@@ -60,6 +60,8 @@ class NodeFacts:
     route_problem: str = ""
     # Its own, which nobody may hold as a VIP.
     addresses: tuple[str, ...] = ()
+    # The number of the view in which it joined those whom it tells this; 0: told by a version that does not say.
+    joined_in: int = 0
 
 
 _STANDINGS = frozenset(int(standing) for standing in Standing)
@@ -276,7 +278,7 @@ def steering_nodes(cluster: Cluster) -> list[int]:
 def announcers(cluster: Cluster) -> list[int]:
     """The members that hold the VIPs announced as routes: all that are ready, else all of the best standing there is.
 
-    Never one whose connection table is not complete, which is soon the case: connections that routers send to it
+    Never one that is still joining, which is soon the case: connections that routers send to it
     meanwhile might not be known.
     """
     return _best(cluster, Standing.JOINING, Standing.OUT)
@@ -318,7 +320,7 @@ _TEXTS = {
     str(Reason.OWNER_LEFT): "its owner left the cluster",
     str(Reason.OWNER_OUT): "its owner is out of service",
     str(Reason.OWNER_DRAINED): "its owner is drained",
-    str(Reason.OWNER_JOINING): "its owner's connection table is not complete",
+    str(Reason.OWNER_JOINING): "its owner has just joined and does not have everything yet",
     str(Reason.OWNER_IMPAIRED): "its owner has lost a link",
     str(Reason.LINK_DOWN): "its owner's link is down",
     str(Reason.PINNED): "pinned",

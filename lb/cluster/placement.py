@@ -26,7 +26,7 @@ class Standing(enum.IntEnum):
 
     READY = 0
     DRAINED = 1  # healthy, but the operator asked it to hold nothing
-    JOINING = 2  # healthy, but its copy of the connection table is not complete
+    JOINING = 2  # healthy, but it does not have everything yet: connection table, configuration
     IMPAIRED = 3  # one of its links is down, so it cannot pass packets between all segments
     OUT = 4  # a required resource failed, or its partition may not serve
 

@@ -73,6 +73,11 @@ class SharedStore:
         """What this gateway serves."""
         return self._current
 
+    @property
+    def is_settling(self) -> bool:
+        """Whether it is still being decided if the cluster's configuration replaces this gateway's."""
+        return self._settling > 0
+
     def on_change(self, follower: OnChange) -> None:
         """`follower(old, new)` is called in the event loop after every change."""
         self._followers.append(follower)

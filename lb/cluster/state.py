@@ -72,6 +72,8 @@ class ClusterState:
         # Addresses whose holding was last written before this node joined: not to be trusted before confirmation.
         self.unconfirmed: set[str] = set()
         self._stale_facts: set[int] = set()
+        # Member → number of the last view in which it joined.
+        self._joined_in: dict[int, int] = {}
         self._rejoined = False
         self._ring = ring
         self._changed = changed
@@ -82,6 +84,11 @@ class ClusterState:
     def complete(self) -> bool:
         """Whether this node's copy of the shared data is the group's."""
         return self._ring.data.complete
+
+    @property
+    def joined_in(self) -> int:
+        """Number of the view in which this gateway joined the group that it is in; 0 before the first."""
+        return self._joined_in.get(self.node, 0)
 
     @property
     def doubts_own(self) -> bool:
@@ -121,6 +128,9 @@ class ClusterState:
 
     def take_view(self, view: View) -> None:
         """A view was committed."""
+        if self.view is None:
+            self._joined_in.setdefault(self.node, view.number)
+        self._joined_in |= dict.fromkeys(view.joined, view.number)
         self.view = view
         self.struck_off = self.struck_off and len(view.members) == 1
         # What a member said before it (re)joined tells nothing about what it is now.
@@ -203,9 +213,11 @@ class ClusterState:
             if value is None:
                 self.facts.pop(node, None)
             else:
-                self.facts[node] = unpack(NodeFacts, value)
-                self._stale_facts.discard(node)
-                self.ids.setdefault(self.facts[node].name, node)
+                fact = self.facts[node] = unpack(NodeFacts, value)
+                # What it said before it joined may be delivered after it, or be in a copy that was transferred.
+                if not fact.joined_in or fact.joined_in >= self._joined_in.get(node, 0):
+                    self._stale_facts.discard(node)
+                self.ids.setdefault(fact.name, node)
             return
         members = self.drained if prefix == DRAIN_PREFIX else self.restarting
         members.discard(node)

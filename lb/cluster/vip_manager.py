@@ -123,7 +123,8 @@ class VipManager:
         self._kernel.close()
 
     def configure(self, config: ClusterConfig) -> None:
-        """The configured addresses; one that has gone stays known until it is released."""
+        """The addresses that may be taken: those of the configuration that the packet path has. One that has gone from
+        it stays known until it is released."""
         self._vips = {host: taken.vip for host, taken in self._taken.items()}
         self._vips |= {vip.host: vip for vip in config.vips}
 
@@ -216,10 +217,12 @@ class VipManager:
 
     def _take(self, host: str) -> None:
         vip = self._vips.get(host)
-        link = self._link_of(vip) if vip is not None else None
-        if vip is None or link is None:
-            segment = vip.segment if vip is not None else "?"
-            self.problems[host] = f"no interface of this gateway that is up is on segment {segment}"
+        if vip is None:
+            self.problems[host] = "the packet path of this gateway does not have its services yet"
+            return
+        link = self._link_of(vip)
+        if link is None:
+            self.problems[host] = f"no interface of this gateway that is up is on segment {vip.segment}"
             return
         if host in self._own():
             self.problems[host] = f"it is this gateway's own address (on {self._own()[host]})"

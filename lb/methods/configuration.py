@@ -88,7 +88,10 @@ def _remedy(problem: dict[str, Any]) -> str | None:
 
 
 async def apply(gateway: Gateway, wanted: ClusterConfig, version: int | None, caller: Caller) -> dict[str, Any]:
-    """Makes a validated configuration the current one, and waits until the packet path has it. Raises ControlError."""
+    """Makes a validated configuration the current one, and waits until every gateway's packet path has it.
+
+    A gateway that takes too long is warned about. Raises ControlError.
+    """
     old = gateway.store.current
     changes = diff(old, wanted)
     notes = warnings(gateway, wanted)
@@ -102,6 +105,7 @@ async def apply(gateway: Gateway, wanted: ClusterConfig, version: int | None, ca
         # Who is told "applied" may send at once: neighbours answer in well under a millisecond, or are not there.
         await gateway.neighbours.settled(NEXT_HOPS_SECONDS)
         await gateway.driver.settled()
+        late = await gateway.everywhere(new.version)
     except VersionConflict as error:
         raise _conflict(error) from None
     except IdentitiesExhausted as error:
@@ -114,6 +118,7 @@ async def apply(gateway: Gateway, wanted: ClusterConfig, version: int | None, ca
     gateway.report(
         Event("config.applied", _in_short(new.version, changes), subject=f"version {new.version}", who=caller.who)
     )
+    notes += [f"{name} does not have it in its packet path yet: see `lbctl nodes` and `lbctl events`" for name in late]
     return {"version": new.version, "changes": _plain(changes), "warnings": notes}
 
 
