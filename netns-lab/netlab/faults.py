@@ -276,6 +276,8 @@ def heal(lab: Lab, nodes: Sequence[str] = ()) -> None:
     A killed daemon is not started again: that is `start`. A partition always heals as a whole. A dead switch comes back
     with everything else, or alone by `set_switch`.
     """
+    # First: parts that regain something else before they find each other are another fault.
+    _heal_partition(lab)
     chosen = list(nodes) or [node.name for node in lab.topology.nodes]
     for name in chosen:
         node = lab.topology.node(name)
@@ -290,11 +292,14 @@ def heal(lab: Lab, nodes: Sequence[str] = ()) -> None:
     if not nodes:
         for switch in lab.topology.switches:
             set_switch(lab, switch, up=True)
+    with state.changing(lab.name) as record:
+        record.faults = [fault for fault in record.faults if nodes and not set(nodes) & set(fault.split())]
+
+
+def _heal_partition(lab: Lab) -> None:
     tables: dict[str, list[str]] = {}
     for gateway in lab.gateways:
         for _, switch, port in ports_of(lab, gateway.name):
             tables.setdefault(switch, []).append(_table_text(f"{TABLE_PREFIX}part_{port}", ()))
     for switch, texts in tables.items():
         _nft(lab, switch, "".join(texts))
-    with state.changing(lab.name) as record:
-        record.faults = [fault for fault in record.faults if nodes and not set(nodes) & set(fault.split())]
