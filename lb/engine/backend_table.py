@@ -6,16 +6,15 @@ Maglev follows D. Eisenbud et al., "Maglev: A Fast and Reliable Software Network
 still free. Here:
 
 - Weights: the turns of a backend of weight w come at times (k + 1/2) / w, so that it has its share of turns in every
-stretch of the filling, and
-  the turns of the others keep their order when one backend appears or goes.
+  stretch of the filling, and the turns of the others keep their order when one backend appears or goes.
 - The steps of a permutation that find their slot taken, ten in eleven, are skipped by array operations over stretches
-of it. The result is
-  that of going step by step.
+  of it. The result is that of going step by step.
 - Permutations come from BLAKE2b of the backend's key, so that every gateway computes the same table.
 """
 
 import hashlib
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +25,8 @@ SLOT_COUNT = 65537
 NO_TARGET = 0
 LOOK_AHEAD = 128
 STRIDE = 1024
+# Before each table: more than a twentieth of the time that making it takes.
+REST_S = 0.005
 
 Ids = NDArray[np.uint32]
 Indices = NDArray[np.int64]
@@ -102,6 +103,9 @@ def _fill(permutations: tuple[Indices, Indices], turns: Indices, slot_count: int
     # Per backend, slots that were free when they were looked up, the next one last.
     queues: list[list[int]] = [[] for _ in offsets]
     order = turns.tolist()
+    # Of hundreds of tables in a row, too: from real-time threads that never rest Linux takes the processor for 50 ms of
+    # every second (kernel.sched_rt_runtime_us), the interpreter's lock in their hands.
+    time.sleep(REST_S)
     for begin in range(0, slot_count, STRIDE):
         # A few milliseconds of a worker thread would be long for those who wait for the processor, or for the
         # interpreter's lock: the event loop does.

@@ -10,7 +10,7 @@ from netlab.topology import Service
 from netlab.waiting import eventually
 
 # Their tables keep a gateway busy for a while before its packet path has the last of them.
-ADDED_SERVICES = 40
+ADDED_SERVICES = 20
 FIRST_ADDED_PORT = 20_000
 LAST_ADDED_PORT = FIRST_ADDED_PORT + ADDED_SERVICES - 1
 
