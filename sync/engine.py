@@ -10,7 +10,8 @@ from functools import partial
 from math import ceil, inf
 from typing import Any, NamedTuple
 
-from .events import Datagrams, Effect, Event, Timer
+from .carrier import Carrier
+from .events import Datagrams, Effect, Event, LinkLost, Timer
 from .neighbours import Search
 from .node import Node
 from .scheduling import LoopLag, Priority, set_scheduling, worker_pool
@@ -60,6 +61,7 @@ class Engine:
             Resolve: self._resolve,
         }
         self._scheduling, self._workers = scheduling, workers
+        self._counters = counters
         self._search = Search(counters)
         self._lag = LoopLag()
         self._sockets: Sockets | None = None
@@ -87,8 +89,21 @@ class Engine:
         self._poll = select.epoll()
         for link in self._sockets.links:
             self._poll.register(link.fileno(), select.EPOLLIN)
+        self._carrier = self._watch_carrier()
         self._loop.add_reader(self._poll.fileno(), self._readable)
         self.step(Timer())
+
+    def _watch_carrier(self) -> Carrier | None:
+        """Only where there is another link to go to."""
+        if len(self._listen) == 1:
+            return None
+        try:
+            carrier = Carrier(self._listen)
+        except OSError as error:
+            log.warning("links without a carrier will only be noticed by silence: %s", error)
+            return None
+        self._poll.register(carrier.fileno(), select.EPOLLIN)
+        return carrier
 
     def _try_scheduling(self) -> None:
         self._priority = Priority()
@@ -105,6 +120,8 @@ class Engine:
             return
         self._loop.remove_reader(self._poll.fileno())
         self._poll.close()
+        if self._carrier is not None:
+            self._carrier.close()
         self._sockets.close()
         self._sockets = None
         if self._timer is not None:
@@ -135,6 +152,10 @@ class Engine:
             if events & select.EPOLLERR or link.icmp_pending:
                 for address in link.refused():
                     self._node.transport.path_refused(link.index, address)
+        if self._carrier is not None and self._carrier.fileno() in ready:
+            for index in self._carrier.lost():
+                self._counters["links_lost"] += 1
+                self.step(LinkLost(index))
 
     def _read(self, link: UdpLink, limit: int = READ_MAX) -> int:
         """Take in what has arrived, then one step for all of it: one acknowledgement for a burst of bursts."""

@@ -172,6 +172,13 @@ class Rejoin:
 
 
 @dataclass(slots=True)
+class LinkLost:
+    """One of this node's links has no carrier any more."""
+
+    link: int
+
+
+@dataclass(slots=True)
 class CriticalResource:
     """State of this node's critical resources taken together; False shuts the node out (policy ``critical``)."""
 
@@ -199,7 +206,7 @@ class Standing:
     value: int
 
 
-Event = Datagrams | Timer | Multicast | Direct | Leave | Rejoin | CriticalResource | Eligible | Standing
+Event = Datagrams | Timer | Multicast | Direct | Leave | Rejoin | LinkLost | CriticalResource | Eligible | Standing
 
 
 # --------------------------------------------------------------------------------------------------------- effects

@@ -6,35 +6,29 @@ though the cable may be back after a tenth of one. Until then it keeps or drops 
 one direction only. Shortening that time for an interface would also shorten the patience with everybody else on it, so
 the one entry is set back to its beginning instead, and asks at once. Entries that are resolved stay as they are.
 
-A few requests over rtnetlink (RFC 3549; linux/rtnetlink.h, linux/neighbour.h). The kernel may serve them late while an
-interface is being changed, so they are made in a thread.
+A few requests over rtnetlink (linux/neighbour.h). The kernel may serve them late while an interface is being changed,
+so they are made in a thread.
 """
 
 import asyncio
-import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
+from sync import rtnetlink
 from sync.sockets import SocketAddress, family_of
 from sync.subscriptions import log
 
-REPLY_TIMEOUT_S: Final = 2.0
-
-_REQUEST, _ACK = 0x1, 0x4
-_ERROR = 2
 _NEWNEIGH, _GETNEIGH, _GETROUTE = 28, 30, 26
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _NDA_DST = 1, 4, 5, 1
 _INCOMPLETE, _FAILED = 0x01, 0x20
 _USE: Final = 0x01  # NTF_USE: as if there were something to send
 
-_HEADER = struct.Struct("=IHHII")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
-_ATTRIBUTE = struct.Struct("=HH")
 
 
 class Search:
@@ -93,19 +87,18 @@ def ask_again(address: SocketAddress) -> bool:
 
     Raises PermissionError without CAP_NET_ADMIN, other OSErrors when there is no way there at all.
     """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
-        netlink.settimeout(REPLY_TIMEOUT_S)
+    with rtnetlink.open_socket() as netlink:
         index, hop = _next_hop(netlink, address)
         family = family_of(address)
         try:
-            reply = _request(netlink, _GETNEIGH, 0, _neighbour(family, index, 0, hop))
+            reply = rtnetlink.request(netlink, _GETNEIGH, 0, _neighbour(family, index, 0, hop))
         except FileNotFoundError:
             return False  # nobody has asked yet: the next datagram will
         _, _, state, _, _ = _NEIGHBOUR.unpack_from(reply)
         if not state & (_INCOMPLETE | _FAILED):
             return False
         for flags in (0, _USE):  # to the state of an entry nobody has used yet, and from there on; its queue stays
-            _request(netlink, _NEWNEIGH, _ACK, _neighbour(family, index, flags, hop))
+            rtnetlink.request(netlink, _NEWNEIGH, rtnetlink.ACK, _neighbour(family, index, flags, hop))
         return True
 
 
@@ -115,38 +108,11 @@ def _next_hop(netlink: socket.socket, address: SocketAddress) -> tuple[int, byte
     if len(address) == 4 and address[3]:
         return address[3], packed  # link-local: the interface is part of the address
     bits = 8 * len(packed)
-    route = _ROUTE.pack(family_of(address), bits, 0, 0, 0, 0, 0, 0, 0) + _attribute(_RTA_DST, packed)
-    reply = _request(netlink, _GETROUTE, 0, route)
-    found = dict(_attributes(reply[_ROUTE.size :]))
-    return int.from_bytes(found[_RTA_OIF], "little"), found.get(_RTA_GATEWAY, packed)
+    route = _ROUTE.pack(family_of(address), bits, 0, 0, 0, 0, 0, 0, 0) + rtnetlink.attribute(_RTA_DST, packed)
+    reply = rtnetlink.request(netlink, _GETROUTE, 0, route)
+    found = dict(rtnetlink.attributes(reply[_ROUTE.size :]))
+    return int.from_bytes(found[_RTA_OIF], "little"), bytes(found.get(_RTA_GATEWAY, packed))
 
 
 def _neighbour(family: int, index: int, flags: int, hop: bytes) -> bytes:
-    return _NEIGHBOUR.pack(family, index, 0, flags, 0) + _attribute(_NDA_DST, hop)
-
-
-def _request(netlink: socket.socket, kind: int, flags: int, body: bytes) -> bytes:
-    """Send one request; the body of its answer, empty for a mere acknowledgement. Raises the OSError of a refusal."""
-    netlink.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | flags, kind, 0) + body)
-    answer = netlink.recv(1 << 16)
-    _, answered, _, _, _ = _HEADER.unpack_from(answer)
-    if answered != _ERROR:
-        return answer[_HEADER.size :]
-    (code,) = struct.unpack_from("=i", answer, _HEADER.size)
-    if code:
-        raise OSError(-code, os.strerror(-code))
-    return b""
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind, data[at + _ATTRIBUTE.size : at + length]
-        at += length + 3 & ~3
+    return _NEIGHBOUR.pack(family, index, 0, flags, 0) + rtnetlink.attribute(_NDA_DST, hop)

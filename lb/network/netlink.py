@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from lb.configuration.fields import IpAddress
 from lb.network import netlink_messages as wire
 from lb.network.netlink_messages import Address, IpInterface, Link, Neighbour, Route
+from sync import rtnetlink
 
 REPLY_TIMEOUT_S = 2.0
 RECEIVE_BYTES_MAX = 1 << 18
@@ -147,22 +148,22 @@ class Netlink:
         return found
 
     def _dump(self, kind: int, wanted: int, body: bytes) -> list[memoryview]:
-        return self._exchange(kind, wire.NLM_F_DUMP, body, "dump", wanted)
+        return self._exchange(kind, rtnetlink.DUMP, body, "dump", wanted)
 
     def _request(self, kind: int, flags: int, body: bytes, what: str) -> list[memoryview]:
-        return self._exchange(kind, flags | wire.NLM_F_ACK, body, what, None)
+        return self._exchange(kind, flags | rtnetlink.ACK, body, what, None)
 
     def _exchange(self, kind: int, flags: int, body: bytes, what: str, wanted: int | None) -> list[memoryview]:
         self._sequence = self._sequence + 1 & 0xFFFFFFFF
-        self._socket.send(wire.message(kind, flags, self._sequence, body))
+        self._socket.send(rtnetlink.message(kind, flags, self._sequence, body))
         replies: list[memoryview] = []
         while True:
-            for reply, sequence, content in wire.messages(self._socket.recv(RECEIVE_BYTES_MAX)):
+            for reply, sequence, content in rtnetlink.messages(self._socket.recv(RECEIVE_BYTES_MAX)):
                 if sequence != self._sequence:
                     continue  # the late answer to a request that timed out
-                if reply == wire.NLMSG_DONE:
+                if reply == rtnetlink.DONE:
                     return replies
-                if reply == wire.NLMSG_ERROR:
+                if reply == rtnetlink.ERROR:
                     code = -int.from_bytes(content[:4], "little", signed=True)
                     if code:
                         raise NetlinkError(code, f"netlink: {what}: {os.strerror(code)}")

@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages of rtnetlink that a gateway sends and reads, as bytes and as plain values. Nothing here does I/O.
 
-One message layout (RFC 3549; linux/netlink.h, rtnetlink.h) and five kinds of object: links, addresses, neighbours,
+One message layout (`sync.rtnetlink`) and five kinds of object (linux/rtnetlink.h): links, addresses, neighbours,
 routes, and settings of an interface.
 """
 
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 
 from lb.configuration.fields import IpAddress
+from sync.rtnetlink import attribute, attributes
 
 IpInterface = IPv4Interface | IPv6Interface
 
-_NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_DUMP, NLM_F_CREATE = 0x1, 0x4, 0x100, 0x300, 0x400
-NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_REPLACE, NLM_F_CREATE = 0x100, 0x400
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 GROUP_LINK, GROUP_NEIGH, GROUP_IPV4_ADDR, GROUP_IPV6_ADDR = 0x1, 0x4, 0x10, 0x100
 
-_HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBi")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
@@ -110,37 +109,10 @@ class Change:
     gone: bool
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    length = 4 + len(value)
-    return struct.pack("=HH", length, kind) + value + bytes(-length % 4)
-
-
-def _attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    offset = 0
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        if length < 4 or offset + length > len(data):
-            return
-        yield kind & 0x3FFF, data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
-def messages(data: bytes) -> Iterator[tuple[int, int, memoryview]]:
-    """(type, sequence, body) of each netlink message in a datagram."""
-    view = memoryview(data)
-    offset = 0
-    while offset + _HEADER.size <= len(view):
-        length, kind, _, sequence, _ = _HEADER.unpack_from(view, offset)
-        if length < _HEADER.size or offset + length > len(view):
-            return
-        yield kind, sequence, view[offset + _HEADER.size : offset + length]
-        offset += (length + 3) & ~3
-
-
 def parse_link(body: memoryview) -> Link:
     """The interface a link message is about. Like all of these it raises struct.error for a body that is cut short."""
     _, _, index, flags, _ = _LINK.unpack_from(body)
-    found = dict(_attributes(body[_LINK.size :]))
+    found = dict(attributes(body[_LINK.size :]))
     name = bytes(found.get(_IFLA_IFNAME, b"")).rstrip(b"\0").decode(errors="replace")
     mtu = int.from_bytes(found.get(_IFLA_MTU, b""), "little")
     up = flags & (_IFF_UP | _IFF_LOWER_UP) == _IFF_UP | _IFF_LOWER_UP
@@ -150,7 +122,7 @@ def parse_link(body: memoryview) -> Link:
 def parse_address(body: memoryview) -> Address | None:
     """The address an address message is about; None if it names none."""
     _, prefix, _, _, index = _ADDRESS.unpack_from(body)
-    found = dict(_attributes(body[_ADDRESS.size :]))
+    found = dict(attributes(body[_ADDRESS.size :]))
     # On point-to-point links _IFA_ADDRESS is the far end; _IFA_LOCAL is ours wherever it is given.
     raw = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS))
     if raw is None:
@@ -162,7 +134,7 @@ def parse_address(body: memoryview) -> Address | None:
 def parse_neighbour(body: memoryview) -> Neighbour | None:
     """The entry a neighbour message is about; None for those of a bridge or a multicast route."""
     family, index, state, _, _ = _NEIGHBOUR.unpack_from(body)
-    found = dict(_attributes(body[_NEIGHBOUR.size :]))
+    found = dict(attributes(body[_NEIGHBOUR.size :]))
     if family not in (socket.AF_INET, socket.AF_INET6) or _NDA_DST not in found:
         return None
     return Neighbour(index, ip_address(bytes(found[_NDA_DST])), bytes(found.get(_NDA_LLADDR, b"")), state)
@@ -170,7 +142,7 @@ def parse_neighbour(body: memoryview) -> Neighbour | None:
 
 def parse_route(body: memoryview) -> Route:
     """The answer to `way_to`."""
-    found = dict(_attributes(body[_ROUTE.size :]))
+    found = dict(attributes(body[_ROUTE.size :]))
     gateway, source = found.get(_RTA_GATEWAY), found.get(_RTA_PREFSRC)
     return Route(
         int.from_bytes(found.get(_RTA_OIF, b""), "little"),
@@ -182,7 +154,7 @@ def parse_route(body: memoryview) -> Route:
 def parse_local_route(body: memoryview) -> IpAddress | None:
     """The address of a route as `local_route` makes them; None for any other route."""
     _, _, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(body)
-    destination = dict(_attributes(body[_ROUTE.size :])).get(_RTA_DST)
+    destination = dict(attributes(body[_ROUTE.size :])).get(_RTA_DST)
     if (table, protocol, kind) != (_RT_TABLE_LOCAL, MADE_BY_RAINLB, _RTN_LOCAL) or destination is None:
         return None
     return ip_address(bytes(destination))
@@ -207,11 +179,6 @@ def parse_change(kind: int, body: memoryview) -> Change | None:
     return Change(found, gone) if found is not None else None
 
 
-def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
-    """A whole request."""
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags | _NLM_F_REQUEST, sequence, 0) + body
-
-
 # Dumps without a filter.
 ALL_LINKS = _LINK.pack(0, 0, 0, 0, 0)
 ALL_ADDRESSES = _ADDRESS.pack(0, 0, 0, 0, 0)
@@ -226,40 +193,40 @@ def address_body(index: int, address: IpAddress, prefix: int, seconds: int = FOR
     """An address on interface `index`, usable at once and for that time, marked as ours (kernels before 5.18 take no
     such mark)."""
     body = _ADDRESS.pack(_family(address), prefix, 0, 0, index)
-    body += _attribute(_IFA_LOCAL, address.packed) + _attribute(_IFA_ADDRESS, address.packed)
-    body += _attribute(_IFA_PROTO, bytes([MADE_BY_RAINLB]))
+    body += attribute(_IFA_LOCAL, address.packed) + attribute(_IFA_ADDRESS, address.packed)
+    body += attribute(_IFA_PROTO, bytes([MADE_BY_RAINLB]))
     if address.version == 6:
         # No kernel duplicate detection: it would hold the address back for a second, in the middle of a takeover.
-        body += _attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD))
+        body += attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD))
     # IPv6: deprecated from the start, so that the gateway's own traffic never leaves with a virtual source.
     preferred = seconds if address.version == 4 else 0
-    return body + _attribute(_IFA_CACHEINFO, struct.pack("=IIII", preferred, seconds, 0, 0))
+    return body + attribute(_IFA_CACHEINFO, struct.pack("=IIII", preferred, seconds, 0, 0))
 
 
 def neighbour_in_use(index: int, address: IpAddress) -> bytes:
     """An entry that the kernel is to resolve or confirm by its own state machine (NTF_USE), without a forced state."""
     body = _NEIGHBOUR.pack(_family(address), index, NUD_PROBE, _NTF_USE, 0)
-    return body + _attribute(_NDA_DST, address.packed)
+    return body + attribute(_NDA_DST, address.packed)
 
 
 def inet_settings(index: int, settings: Mapping[int, int]) -> bytes:
     """IPv4 settings (DEVCONF_*) of an interface."""
-    values = b"".join(_attribute(setting, struct.pack("=I", value)) for setting, value in settings.items())
-    family = _attribute(socket.AF_INET, _attribute(_IFLA_INET_CONF, values))
-    return _LINK.pack(0, 0, index, 0, 0) + _attribute(_IFLA_AF_SPEC, family)
+    values = b"".join(attribute(setting, struct.pack("=I", value)) for setting, value in settings.items())
+    family = attribute(socket.AF_INET, attribute(_IFLA_INET_CONF, values))
+    return _LINK.pack(0, 0, index, 0, 0) + attribute(_IFLA_AF_SPEC, family)
 
 
 def way_to(address: IpAddress) -> bytes:
     """The question how a packet would go there."""
     bits = address.max_prefixlen
-    return _ROUTE.pack(_family(address), bits, 0, 0, 0, 0, 0, 0, 0) + _attribute(_RTA_DST, address.packed)
+    return _ROUTE.pack(_family(address), bits, 0, 0, 0, 0, 0, 0, 0) + attribute(_RTA_DST, address.packed)
 
 
 def local_route(address: IpAddress) -> bytes:
     """A route that has the kernel take packets to `address` for its own."""
     fields = (address.max_prefixlen, 0, 0, _RT_TABLE_LOCAL, MADE_BY_RAINLB, _RT_SCOPE_HOST, _RTN_LOCAL, 0)
     body = _ROUTE.pack(_family(address), *fields)
-    return body + _attribute(_RTA_DST, address.packed) + _attribute(_RTA_OIF, struct.pack("=I", _LOOPBACK))
+    return body + attribute(_RTA_DST, address.packed) + attribute(_RTA_OIF, struct.pack("=I", _LOOPBACK))
 
 
 def own_local_routes(family: int) -> bytes:

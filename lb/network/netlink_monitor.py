@@ -10,6 +10,7 @@ import socket
 
 from lb.network import netlink_messages as wire
 from lb.network.netlink_messages import Change
+from sync import rtnetlink
 
 RECEIVE_BYTES_MAX = 1 << 18
 MONITOR_BUFFER_BYTES = 1 << 20
@@ -53,7 +54,7 @@ class Monitor:
                     raise
                 self.lost += 1
                 continue
-            for kind, _, body in wire.messages(data):
+            for kind, _, body in rtnetlink.messages(data):
                 change = wire.parse_change(kind, body)
                 if change is not None:
                     changes.append(change)

@@ -124,6 +124,13 @@ class Sender:
                 chunk.deadline = min(chunk.deadline, chunk.sent_at + self.round_trip.timeout / 2)
                 self.timer = min(self.timer, chunk.deadline)
 
+    def begin_anew(self, now: float) -> None:
+        """Another path is the first one: what is under way goes over it now, instead of when its time has run out."""
+        rotation = self._session.rotation
+        for chunk in list(self.window.in_flight.values()):
+            chunk.attempts += -chunk.attempts % rotation
+            self._resend(now, chunk)
+
     def ask(self, now: float, handle: int) -> None:
         """Do not wait any longer before the first repetition of this message."""
         for chunk in self.window.in_flight.values():

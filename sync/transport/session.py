@@ -65,6 +65,7 @@ class Session:
         "_challenge_again_at",
         "_ciphers",
         "_local",
+        "_moved_at",
         "_preferred",
         "_reduced_until",
         "_seek_again_at",
@@ -93,6 +94,7 @@ class Session:
         self._sequences = {wire.ACK: 0, wire.HELLO: 0, wire.UNRELIABLE: 0}
         self._reduced_until = -inf
         self._seek_again_at = -inf
+        self._moved_at = 0
         self.use_paths(config)
 
     # Paths
@@ -120,6 +122,28 @@ class Session:
         for index, path in enumerate(self.paths):
             if path.link == link and path.address == address:
                 self._preferred = index
+
+    def leave(self, link: int) -> bool:
+        """This link carries nothing any more: begin elsewhere, if there is another one, and have the peer do so, too.
+
+        False when there is nothing to change.
+        """
+        others = [path for path in self.paths if path.link != link]
+        if self.parallel or not others or self.path(1).link != link:
+            return False
+        self.prefer(others[0].link, others[0].address)
+        if self.incarnation:
+            self.transmit(self._hello(0, 0), 0, 1)
+        return True
+
+    def follow(self, prefix: Prefix, link: int, address: Hashable) -> bool:
+        """The peer, in the present session, asks to be reached over this path first. False when that is nothing new."""
+        if self.parallel or prefix.sequence <= self._moved_at:
+            return False
+        self._moved_at = prefix.sequence
+        before = self._preferred
+        self.prefer(link, address)
+        return self._preferred != before
 
     def transmit(self, data: Buffer, segment_size: int, attempt: int) -> None:
         effects = self._local.effects
@@ -241,6 +265,7 @@ class Session:
             return False
         self.incarnation = incarnation
         self._reduced_until = -inf
+        self._moved_at = 0
         self._local.counters.sessions += 1
         return True
 

@@ -219,6 +219,12 @@ class Transport:
         if peer is not None:
             peer.sender.hasten(link, address)
 
+    def link_lost(self, now: float, link: int) -> None:
+        """One of our links has no carrier: every peer that it was the first way to is told over another one."""
+        for peer in self._peers.values():
+            if peer.session.leave(link):
+                peer.sender.begin_anew(now)
+
     def tick(self, now: float) -> None:
         """Do what is due."""
         for peer in self._peers.values():
@@ -291,7 +297,7 @@ class Transport:
             if prefix.kind == wire.ACK:
                 self._on_ack(now, peer, prefix, data, link, source)
             elif prefix.kind == wire.HELLO:
-                self._on_hello(now, peer, prefix, data)
+                self._on_hello(now, peer, prefix, data, link, source)
             else:
                 peer.receiver.on_unreliable(now, prefix, data)
         except Refused as refused:
@@ -322,9 +328,14 @@ class Transport:
         peer.session.heard_at = now
         peer.sender.on_ack(now, ack, link, source)
 
-    def _on_hello(self, now: float, peer: _Peer, prefix: Prefix, data: Buffer) -> None:
+    def _on_hello(self, now: float, peer: _Peer, prefix: Prefix, data: Buffer, link: int, source: Hashable) -> None:
         challenge, echo = wire.decode_hello(data)
         self._authenticate(peer.session, prefix, data)
+        if not challenge and not echo:
+            peer.session.require_bound(now, prefix)
+            if peer.session.follow(prefix, link, source):
+                peer.sender.begin_anew(now)
+            return
         if not peer.session.on_hello(prefix, challenge, echo):
             return
         peer.session.heard_at = now

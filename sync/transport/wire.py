@@ -12,7 +12,7 @@ kind, destination and cut (see `nonce`) it is the AEAD nonce. What follows depen
     WHOLE       chunk header, payload, tag: a chunk that fits one datagram
     SEGMENT     chunk header, header tag, index u8, flags u8, slice: the slices of a chunk together are payload + tag
     ACK         low u64, bitmap size u16, report count u8, bitmap, reports (sequence u64, held u64), tag
-    HELLO       challenge u64, echo u64, tag
+    HELLO       challenge u64, echo u64, tag; both 0: begin with the path that this came over
     UNRELIABLE  channel u8, payload, tag
 
 Every segment of a chunk repeats the chunk header and its tag, so each can be recognised alone, in any order, and a

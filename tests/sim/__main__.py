@@ -8,7 +8,7 @@ import os
 import sys
 
 from tests.sim.runner import STEPS, Result, failed_seeds, run_seed, run_seeds
-from tests.sim.scenario import LOCKS_FROM, Scenario
+from tests.sim.scenario import CARRIERS_FROM, Scenario
 
 
 def report(result: Result, steps: int, lines: int) -> None:
@@ -21,7 +21,7 @@ def report(result: Result, steps: int, lines: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="how many seeds, after those that ever failed")
-    parser.add_argument("--first", type=int, default=LOCKS_FROM, help="the first of them")
+    parser.add_argument("--first", type=int, default=CARRIERS_FROM, help="the first of them")
     parser.add_argument("--seed", type=int, help="run this one only")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of the safety phase per seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

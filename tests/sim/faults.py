@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sync.config import Policy
-from sync.events import CriticalResource, Leave
+from sync.events import CriticalResource, Leave, LinkLost
 from tests.sim import outsiders
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ def cable(cluster: Cluster) -> None:
     node = cluster.rng.choice(sorted(cluster.clocks))
     number = cluster.rng.randrange(cluster.scenario.links)
     cut(cluster, cluster.network.pull(cluster.now, node, number), f"cable {number} of {node} is out")
+    noticed = cluster.scenario.carrier_noticed
+    if noticed and node in cluster.instances and cluster.rng.random() < noticed:
+        cluster.note(f"{node} notices")
+        cluster.step(cluster.instances[node], LinkLost(number))
 
 
 def cut(cluster: Cluster, ways: set[Way], text: str) -> None:

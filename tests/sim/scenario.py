@@ -12,6 +12,7 @@ from sync.config import Mode, Policy
 RELAYS_FROM = 100_000
 CABLES_FROM = 200_000
 LOCKS_FROM = 300_000
+CARRIERS_FROM = 400_000
 """Seeds from here on have the faults that were thought of later; below, every seed means what it always has."""
 
 
@@ -62,6 +63,8 @@ class Scenario:
     lock_lease_ms: int
     lock_rate: float
     """How often nodes ask for the lock, or release it."""
+    carrier_noticed: float
+    """Probability that a node is told at once that its cable is out."""
 
     @classmethod
     def from_seed(cls, seed: int) -> Scenario:
@@ -108,6 +111,7 @@ class Scenario:
             hang_rate=maybe(0.6, 0.2, 2.0) if seed >= LOCKS_FROM else 0.0,
             lock_lease_ms=rng.choice((100, 200, 500)) if seed >= LOCKS_FROM else 10_000,
             lock_rate=rng.choice((0.0, 60.0, 200.0)) if seed >= LOCKS_FROM else 0.0,
+            carrier_noticed=rng.choice((0.0, 0.5, 1.0)) if seed >= CARRIERS_FROM else 0.0,
         )
 
     @classmethod

@@ -20,7 +20,7 @@ from tests.sim.growth import measure, turn_model
 from tests.sim.instance import Instance
 from tests.sim.mutations import MUTATIONS, broken
 from tests.sim.runner import failed_seeds, run_seed
-from tests.sim.scenario import LOCKS_FROM, Scenario
+from tests.sim.scenario import CARRIERS_FROM, Scenario
 
 SEEDS_PER_BREAK = 60
 
@@ -60,7 +60,7 @@ def test_quiet_turns_leave_no_trace(seed: int) -> None:
 
 
 def test_scenarios_cover_what_they_promise() -> None:
-    scenarios = [Scenario.from_seed(LOCKS_FROM + seed) for seed in range(400)]
+    scenarios = [Scenario.from_seed(CARRIERS_FROM + seed) for seed in range(400)]
     assert {scenario.nodes for scenario in scenarios} == set(range(2, 10))
     assert {scenario.mode for scenario in scenarios} == set(Mode)
     for fault in (
@@ -84,6 +84,7 @@ def test_scenarios_cover_what_they_promise() -> None:
         "cable_rate",
         "hang_rate",
         "lock_rate",
+        "carrier_noticed",
     ):
         with_fault = sum(bool(getattr(scenario, fault)) for scenario in scenarios)
         assert 20 < with_fault < 380, f"{fault} in {with_fault} of {len(scenarios)}"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lb.configuration.fields import IpAddress
 from lb.network import netlink_messages as wire
 from lb.network.own import has_marks
+from sync import rtnetlink
 from tests.unit.cluster_namespaces import pair
 
 CODE = """
@@ -100,9 +101,9 @@ def test_a_kernel_is_known_to_remember_who_has_made_an_address() -> None:
 
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_reader_of_notifications_fail(data: bytes) -> None:
-    for kind, _, body in wire.messages(data):
+    for kind, _, body in rtnetlink.messages(data):
         assert kind >= 0
-        assert all(len(value) <= len(body) for _, value in wire._attributes(body))
+        assert all(len(value) <= len(body) for _, value in rtnetlink.attributes(body))
 
 
 @given(st.integers(1, 0x7FFFFFFF), st.ip_addresses(), st.integers(0, 32))

@@ -19,7 +19,8 @@ FORBIDDEN = {
 BCC_ALLOWED = {"ebpf/compile.py"}
 # Inside sync only the driver, its parts and what starts it touch sockets and clocks.
 SYNC_IO_ALLOWED = {
-    f"sync/{name}.py" for name in ("driver", "engine", "event_stream", "sockets", "neighbours", "__main__")
+    f"sync/{name}.py"
+    for name in ("driver", "engine", "event_stream", "sockets", "rtnetlink", "neighbours", "carrier", "__main__")
 }
 SYNC_IO_MODULES = {"socket", "asyncio", "time", "select", "uvloop", "random", "secrets"}
 
