@@ -29,7 +29,7 @@ class Carrier:
     def __init__(self, local: Sequence[SocketAddress]) -> None:
         """Raises OSError where rtnetlink is not to be had."""
         self._interfaces = interfaces_of(local)
-        self._running: dict[int, bool] = {}
+        self._lost: set[int] = set()
         self._socket = rtnetlink.open_socket(_RTMGRP_LINK)
         self._socket.setblocking(False)
 
@@ -43,9 +43,12 @@ class Carrier:
         """The links that have lost their carrier since this was last asked."""
         gone: list[int] = []
         for index, flags in self._news():
-            before, self._running[index] = self._running.get(index, True), bool(flags & _IFF_RUNNING)
-            if before and not self._running[index]:
-                gone += (link for link, interface in enumerate(self._interfaces) if interface == index)
+            links = [link for link, interface in enumerate(self._interfaces) if interface == index]
+            if not flags & _IFF_RUNNING:
+                gone += (link for link in links if link not in self._lost)
+                self._lost.update(links)
+            else:
+                self._lost.difference_update(links)
         return gone
 
     def _news(self) -> list[tuple[int, int]]:
