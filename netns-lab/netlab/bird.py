@@ -13,6 +13,9 @@ from netlab.topology import FAMILIES, Node, Topology
 # A neighbour silent for BFD_INTERVAL_MS * BFD_MULTIPLIER is down.
 BFD_INTERVAL_MS = 100
 BFD_MULTIPLIER = 5
+# Real-time priority, if permitted: a router that waits for a processor takes its neighbours for dead and has no routes.
+PRIORITY = 10
+AT_PRIORITY = 'chrt --rr --pid {priority} $$ 2>&-; exec bird "$@"'
 
 GENERAL = """\
 log stderr {{ info, warning, error, auth, fatal, bug }};
@@ -51,7 +54,8 @@ def command(directory: Path, topology: Topology, node: Node) -> list[str]:
     own.mkdir(parents=True, exist_ok=True)
     path = own / "bird.conf"
     path.write_text(configuration(topology, node))
-    return ["bird", "-f", "-c", str(path), "-s", str(own / "bird.ctl")]
+    with_priority = ["sh", "-c", AT_PRIORITY.format(priority=PRIORITY), "bird"]
+    return [*with_priority, "-f", "-c", str(path), "-s", str(own / "bird.ctl")]
 
 
 def configuration(topology: Topology, node: Node) -> str:
