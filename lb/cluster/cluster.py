@@ -250,8 +250,6 @@ class Cluster:
         if self.node in view.joined and not self._restart.keeping:
             # Whatever this gateway owned, the group may have given to others.
             self.vips.disown()
-        if self.node in view.joined:
-            self.own.joined()
         self._figures.view(before, view)
         if view.joined and self.node not in view.joined:
             # Whoever joins may have claimed the addresses while it was on its own: the keeper has the last word.

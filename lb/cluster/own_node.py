@@ -67,8 +67,6 @@ class OwnNode:
         self.conntrack: ConntrackReplication | None = None
         self.routed: RoutedVips | None = None
         self.stopping = False
-        # The others have been told that it is ready since it joined them.
-        self._told_ready = False
 
     def local_links(self) -> list[LocalLink]:
         """This gateway's interfaces as the packet path's steering needs them."""
@@ -112,9 +110,11 @@ class OwnNode:
             return "the packet path does not have the cluster's configuration yet"
         return ""
 
-    def joined(self) -> None:
-        """It is in a group that it was not in before, and is to have what that group has before it serves."""
-        self._told_ready = False
+    @property
+    def _told_ready(self) -> bool:
+        """Whether it has told the others that it is ready since it joined them."""
+        told = self._published
+        return told is not None and (told.standing, told.joined_in) == (Standing.READY, self._state.joined_in)
 
     def facts(self) -> NodeFacts:
         """What this gateway tells the others of itself."""
@@ -141,7 +141,6 @@ class OwnNode:
     def publish(self, *, anew: bool = False) -> NodeFacts:
         """Tell the daemon and, when they have changed (or `anew`), the others."""
         facts = self.facts()
-        self._told_ready = facts.standing == Standing.READY
         drained = self._state.node in self._state.drained and facts.standing == Standing.READY
         self._set_state(STATE_NAMES[Standing.DRAINED if drained else Standing(facts.standing)], facts.reason)
         if (anew or facts != self._published) and self._state.view is not None:
