@@ -4,11 +4,9 @@
 The kernel tells of every change of an interface (RTMGRP_LINK). What happens to interfaces behind a switch, it does not.
 """
 
-import contextlib
-import errno
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sync import rtnetlink
@@ -51,22 +49,13 @@ class Carrier:
                 self._lost.difference_update(links)
         return gone
 
-    def _news(self) -> list[tuple[int, int]]:
+    def _news(self) -> Iterator[tuple[int, int]]:
         """(interface, flags), oldest first. What the kernel had no room for is lost: the ring does without."""
-        found = []
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                try:
-                    data = self._socket.recv(rtnetlink.BUFFER_BYTES)
-                except OSError as error:
-                    if error.errno == errno.ENOBUFS:
-                        continue
-                    raise
-                for kind, _, body in rtnetlink.messages(data):
-                    if kind == _NEWLINK:
-                        _, _, index, flags, _ = _LINK.unpack_from(body)
-                        found.append((index, flags))
-        return found
+        for data in rtnetlink.told(self._socket, lambda: None):
+            for kind, _, body in rtnetlink.messages(data):
+                if kind == _NEWLINK:
+                    _, _, index, flags, _ = _LINK.unpack_from(body)
+                    yield index, flags
 
 
 def interfaces_of(local: Sequence[SocketAddress]) -> list[int]:

@@ -91,14 +91,14 @@ def ask_again(address: SocketAddress) -> bool:
         index, hop = _next_hop(netlink, address)
         family = family_of(address)
         try:
-            reply = rtnetlink.request(netlink, _GETNEIGH, 0, _neighbour(family, index, 0, hop))
+            reply = rtnetlink.request(netlink, _GETNEIGH, _neighbour(family, index, 0, hop))
         except FileNotFoundError:
             return False  # nobody has asked yet: the next datagram will
         _, _, state, _, _ = _NEIGHBOUR.unpack_from(reply)
         if not state & (_INCOMPLETE | _FAILED):
             return False
         for flags in (0, _USE):  # to the state of an entry nobody has used yet, and from there on; its queue stays
-            rtnetlink.request(netlink, _NEWNEIGH, rtnetlink.ACK, _neighbour(family, index, flags, hop))
+            rtnetlink.request(netlink, _NEWNEIGH, _neighbour(family, index, flags, hop))
         return True
 
 
@@ -109,7 +109,7 @@ def _next_hop(netlink: socket.socket, address: SocketAddress) -> tuple[int, byte
         return address[3], packed  # link-local: the interface is part of the address
     bits = 8 * len(packed)
     route = _ROUTE.pack(family_of(address), bits, 0, 0, 0, 0, 0, 0, 0) + rtnetlink.attribute(_RTA_DST, packed)
-    reply = rtnetlink.request(netlink, _GETROUTE, 0, route)
+    reply = rtnetlink.request(netlink, _GETROUTE, route)
     found = dict(rtnetlink.attributes(reply[_ROUTE.size :]))
     return int.from_bytes(found[_RTA_OIF], "little"), bytes(found.get(_RTA_GATEWAY, packed))
 

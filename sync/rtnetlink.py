@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """rtnetlink: the frame of its messages and attributes, requests and dumps (RFC 3549; linux/netlink.h)."""
 
+import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 REPLY_TIMEOUT_S: Final = 2.0
-BUFFER_BYTES: Final = 1 << 16
+BUFFER_BYTES: Final = 1 << 18
 
 REQUEST: Final = 0x1
 ACK: Final = 0x4
@@ -60,27 +61,55 @@ def open_socket(groups: int = 0) -> socket.socket:
     return opened
 
 
-def request(netlink: socket.socket, kind: int, flags: int, body: bytes) -> memoryview:
-    """Send one request; the body of its answer, empty for a mere acknowledgement. Raises the OSError of a refusal."""
-    return next(_answers(netlink, kind, flags, body), memoryview(b""))
+def exchange(
+    netlink: socket.socket, kind: int, flags: int, sequence: int, body: bytes
+) -> tuple[int, list[tuple[int, memoryview]]]:
+    """(errno of a refusal or 0, kind and body of each answer) to a DUMP, or to what is to be acknowledged (ACK).
 
-
-def dump(netlink: socket.socket, kind: int, body: bytes) -> Iterator[memoryview]:
-    """The bodies of everything of a kind. Raises OSError."""
-    return _answers(netlink, kind, DUMP, body)
-
-
-def _answers(netlink: socket.socket, kind: int, flags: int, body: bytes) -> Iterator[memoryview]:
-    netlink.send(message(kind, flags, kind, body))
+    What answers an earlier request, one that timed out, is left out.
+    """
+    netlink.send(message(kind, flags, sequence, body))
+    answers: list[tuple[int, memoryview]] = []
     while True:
-        for answered, _, answer in messages(netlink.recv(BUFFER_BYTES)):
+        for answered, about, content in messages(netlink.recv(BUFFER_BYTES)):
+            if about != sequence:
+                continue
             if answered == DONE:
-                return
+                return 0, answers
             if answered == ERROR:
-                (code,) = struct.unpack_from("=i", answer)
-                if code:
-                    raise OSError(-code, os.strerror(-code))
-                return
-            yield answer
-        if flags != DUMP:
+                return -int.from_bytes(content[:4], "little", signed=True), answers
+            answers.append((answered, content))
+
+
+def request(netlink: socket.socket, kind: int, body: bytes) -> memoryview:
+    """The body of the answer, empty for a mere acknowledgement. Raises the OSError of a refusal."""
+    answers = _bodies(netlink, kind, ACK, body)
+    return answers[0] if answers else memoryview(b"")
+
+
+def dump(netlink: socket.socket, kind: int, body: bytes) -> list[memoryview]:
+    """The bodies of everything of a kind. Raises OSError."""
+    return _bodies(netlink, kind, DUMP, body)
+
+
+def told(netlink: socket.socket, overrun: Callable[[], None]) -> Iterator[bytes]:
+    """What has been told to a socket's groups until now, a datagram at a time. `overrun()`: some of it was dropped,
+    because nobody read it in time."""
+    while True:
+        try:
+            data = netlink.recv(BUFFER_BYTES)
+        except BlockingIOError:
             return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            overrun()
+            continue
+        yield data
+
+
+def _bodies(netlink: socket.socket, kind: int, flags: int, body: bytes) -> list[memoryview]:
+    code, answers = exchange(netlink, kind, flags, kind, body)
+    if code:
+        raise OSError(code, os.strerror(code))
+    return [content for _, content in answers]

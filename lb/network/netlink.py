@@ -17,9 +17,6 @@ from lb.network import netlink_messages as wire
 from lb.network.netlink_messages import Address, IpInterface, Link, Neighbour, Route
 from sync import rtnetlink
 
-REPLY_TIMEOUT_S = 2.0
-RECEIVE_BYTES_MAX = 1 << 18
-
 
 class NetlinkError(OSError):
     """The kernel refused a request; errno says why, the text what was asked."""
@@ -29,9 +26,7 @@ class Netlink:
     """Synchronous requests, each answered by the kernel in tens of microseconds. One thread at a time."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._socket.bind((0, 0))
-        self._socket.settimeout(REPLY_TIMEOUT_S)
+        self._socket = rtnetlink.open_socket()
         self._sequence = 0
 
     def close(self) -> None:
@@ -155,18 +150,7 @@ class Netlink:
 
     def _exchange(self, kind: int, flags: int, body: bytes, what: str, wanted: int | None) -> list[memoryview]:
         self._sequence = self._sequence + 1 & 0xFFFFFFFF
-        self._socket.send(rtnetlink.message(kind, flags, self._sequence, body))
-        replies: list[memoryview] = []
-        while True:
-            for reply, sequence, content in rtnetlink.messages(self._socket.recv(RECEIVE_BYTES_MAX)):
-                if sequence != self._sequence:
-                    continue  # the late answer to a request that timed out
-                if reply == rtnetlink.DONE:
-                    return replies
-                if reply == rtnetlink.ERROR:
-                    code = -int.from_bytes(content[:4], "little", signed=True)
-                    if code:
-                        raise NetlinkError(code, f"netlink: {what}: {os.strerror(code)}")
-                    return replies
-                if wanted is None or reply == wanted:
-                    replies.append(content)
+        code, answers = rtnetlink.exchange(self._socket, kind, flags, self._sequence, body)
+        if code:
+            raise NetlinkError(code, f"netlink: {what}: {os.strerror(code)}")
+        return [content for reply, content in answers if wanted is None or reply == wanted]

@@ -4,7 +4,6 @@
 Everything is about the network namespace the process (or thread) was in when the monitor was made.
 """
 
-import errno
 import select
 import socket
 
@@ -12,7 +11,6 @@ from lb.network import netlink_messages as wire
 from lb.network.netlink_messages import Change
 from sync import rtnetlink
 
-RECEIVE_BYTES_MAX = 1 << 18
 MONITOR_BUFFER_BYTES = 1 << 20
 # More messages than this in one read of a monitor are left for the next one, so that the caller's loop goes on.
 MONITOR_BATCH_MAX = 1024
@@ -27,10 +25,9 @@ class Monitor:
     def __init__(self, *, links: bool = False, addresses: bool = False, neighbours: bool = False) -> None:
         groups = links * wire.GROUP_LINK | neighbours * wire.GROUP_NEIGH
         groups |= addresses * (wire.GROUP_IPV4_ADDR | wire.GROUP_IPV6_ADDR)
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        self._socket = rtnetlink.open_socket(groups)
+        self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MONITOR_BUFFER_BYTES)
-        self._socket.bind((0, groups))
         self.lost = 0
 
     def fileno(self) -> int:
@@ -44,21 +41,17 @@ class Monitor:
     def read(self) -> list[Change]:
         """What has changed since the last read, oldest first; empty when nothing has."""
         changes: list[Change] = []
-        while len(changes) < MONITOR_BATCH_MAX:
-            try:
-                data = self._socket.recv(RECEIVE_BYTES_MAX)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.lost += 1
-                continue
+        for data in rtnetlink.told(self._socket, self._overrun):
             for kind, _, body in rtnetlink.messages(data):
                 change = wire.parse_change(kind, body)
                 if change is not None:
                     changes.append(change)
+            if len(changes) >= MONITOR_BATCH_MAX:
+                break
         return changes
+
+    def _overrun(self) -> None:
+        self.lost += 1
 
     def wait(self, timeout_s: float) -> bool:
         """Block until something can be read or the time is over; for threads, not for an event loop."""
